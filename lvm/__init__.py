@@ -1,0 +1,1 @@
+"""LVM: train, evaluate and prompt autoregressive large vision models (arXiv 2312.00785)."""

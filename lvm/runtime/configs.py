@@ -1,0 +1,97 @@
+"""From YAML to small frozen dataclasses, strictly: an unknown key is an error that names the nearest known one."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+from lvm.runtime.errors import UserError
+
+T = TypeVar("T")
+
+
+def config_folder() -> Path:
+    """`configs/`: beside the packages in a checkout, inside the package in a wheel."""
+    for folder in (Path(__file__).parents[2] / "configs", Path(__file__).parents[1] / "configs"):
+        if folder.is_dir():
+            return folder
+    raise UserError("the folder configs/ is missing from this installation; install the project again")
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """A `cls` from a mapping. Unknown keys, missing keys and wrong types raise a `UserError` that names the key."""
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
+            raise UserError(f"unknown config key {_path(where, key)!r}; {hint}")
+    arguments = {key: _convert(hints[key], value, _path(where, key)) for key, value in values.items()}
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in arguments:
+            raise UserError(f"config key {_path(where, name)!r} is missing")
+    return cls(**arguments)
+
+
+def _path(where: str, key: object) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        errors = []
+        for argument in (a for a in arguments if a is not type(None)):
+            try:
+                return _convert(argument, value, where)
+            except UserError as error:
+                errors.append(error)
+        raise errors[0]
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise UserError(f"{where} is {value!r}; use one of {', '.join(map(repr, arguments))}")
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, hint):
+            return value
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} is {value!r}; it must be a mapping")
+        return build(hint, value, where)
+    if origin in (list, tuple):
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise UserError(f"{where} is {value!r}; it must be a list")
+        items = list(value)
+        if origin is list:
+            return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items)]
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+        if len(items) != len(arguments):
+            raise UserError(f"{where} has {len(items)} values; it takes {len(arguments)}")
+        return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, items)))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} is {value!r}; it must be a mapping")
+        return {key: _convert(arguments[1], item, _path(where, key)) for key, item in value.items()}
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as a string
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise UserError(f"{where} is {value!r}; it must be of type {getattr(hint, '__name__', hint)}")

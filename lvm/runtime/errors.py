@@ -1,0 +1,33 @@
+"""Errors that are the user's to mend: one line that names the file or value and the remedy, and exit code 2.
+
+The model file and the tokenizer's core import nothing of ours; they raise their own `ValueError` subclasses
+carrying `user_error = True`, and `exit_with_one_line` treats those the same.
+"""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """Something the user can mend. The message is one line: file, value, remedy."""
+
+    user_error = True
+
+
+def is_user_error(error: BaseException) -> bool:
+    return getattr(error, "user_error", False) is True
+
+
+def exit_with_one_line(main: Callable[[], object]) -> None:
+    """Run `main`; a user error becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if not is_user_error(error):
+            raise
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
