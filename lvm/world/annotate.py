@@ -1,0 +1,138 @@
+"""Exact annotations of a rendered scene, and the latents that a whole sentence shares."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lvm.pictures import boxes, depth, derive, edges, normals, segmentation
+from lvm.runtime.hashing import seed_from
+from lvm.world.render import FAR, NEAR, SUPERSAMPLING, Surfaces, halve, shade
+from lvm.world.scene import CLASSES, Scene, generator
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int64, UInt8
+
+CHANNELS = ("image", "depth", "normal", "gray", "segmentation", "edge", "box", "relit", "masked", "noisy", "dark")
+STEADY_CHANNELS = CHANNELS[:4]  # the same under every latent: stored once, in view 0
+LATENT_CHANNELS = CHANNELS[4:]
+
+_COLOURS = np.array(
+    [
+        [0, 0, 0],
+        [255, 255, 255],
+        [230, 30, 30],
+        [30, 180, 40],
+        [40, 70, 235],
+        [250, 220, 30],
+        [240, 60, 220],
+        [40, 215, 225],
+    ],
+    np.uint8,
+)
+_TINTS = np.array([[1.15, 0.8, 0.5], [0.55, 0.85, 1.2], [1.1, 0.6, 1.1], [0.65, 1.1, 0.6]], np.float32)
+_LINES = _COLOURS[[1, 5, 6, 7]]  # bright ones: seen on the photo and on black
+
+
+@dataclass(frozen=True)
+class Latent:
+    """What the pairs of a sentence tell and its query does not."""
+
+    number: int
+    palette: "UInt8[np.ndarray, 'k 3']"  # the colour of each class
+    line: "UInt8[np.ndarray, '3']"  # of edges and boxes
+    light: "Float32[np.ndarray, '3']"  # unit vector to the light of `relit`
+    tint: "Float32[np.ndarray, '3']"  # its colour
+    strength: float  # of the degradations, in [0, 1]
+
+
+def make_latents(seed: int, num_latents: int) -> list[Latent]:
+    """Latent v of a world: no two share a palette."""
+    rng = generator(seed, "latents")
+    latents: list[Latent] = []
+    taken: set[tuple[int, ...]] = set()
+    while len(latents) < num_latents:
+        order = rng.permutation(len(_COLOURS))[: len(CLASSES)]
+        angle, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 0.6)
+        line, tint = int(rng.integers(len(_LINES))), int(rng.integers(len(_TINTS)))
+        strength = float(rng.uniform())
+        if tuple(order) in taken:
+            continue
+        taken.add(tuple(order))
+        light = np.array([np.cos(angle), np.sin(angle), 0.0]) * np.sqrt(1 - height**2) + [0, 0, height]
+        latents.append(
+            Latent(len(latents), _COLOURS[order], _LINES[line], light.astype(np.float32), _TINTS[tint], strength)
+        )
+    return latents
+
+
+def steady_channels(scene: Scene, surfaces: Surfaces) -> dict[str, "UInt8[np.ndarray, 'y x 3']"]:
+    photo = shade(scene, surfaces)
+    _, forward, right, up = scene.camera.frame()
+    in_camera = sampled(surfaces.normal) @ np.stack([right, up, -forward], 1)
+    return {
+        "image": photo,
+        "depth": depth.draw(sampled(surfaces.depth), NEAR, FAR),
+        "normal": normals.draw(in_camera),
+        "gray": derive.gray(photo),
+    }
+
+
+def latent_channels(
+    scene: Scene, surfaces: Surfaces, photo: "UInt8[np.ndarray, 'y x 3']", latent: Latent, name: str
+) -> dict[str, "UInt8[np.ndarray, 'y x 3']"]:
+    """The channels that depend on the latent; `name` (of the scene) keys holes and noise."""
+    size = len(photo)
+    seed = seed_from(name, latent.number)
+    return {
+        "segmentation": segmentation.draw(class_map(scene, surfaces), latent.palette),
+        "edge": edges.draw(edge_strength(surfaces), latent.line),
+        "box": boxes.draw(photo, visible_boxes(scene, surfaces), latent.line, width=max(2, round(size / 16))),
+        "relit": shade(scene, surfaces, latent.light, latent.tint),
+        "masked": derive.masked(photo, latent.strength, seed),
+        "noisy": derive.noisy(photo, latent.strength, seed),
+        "dark": derive.dark(photo, latent.strength),
+    }
+
+
+def sampled(buffer: Any) -> Any:
+    return buffer[SUPERSAMPLING // 2 :: SUPERSAMPLING, SUPERSAMPLING // 2 :: SUPERSAMPLING]
+
+
+def class_map(scene: Scene, surfaces: Surfaces) -> "Int64[np.ndarray, 'y x']":
+    """0 background, 1 + kind for objects."""
+    of_thing = np.array([1 + body.kind for body in scene.things] + [0, 0])  # ids -1 and -2 index the end
+    return of_thing[sampled(surfaces.thing)]
+
+
+def visible_boxes(scene: Scene, surfaces: Surfaces, least: float = 0.004) -> list[tuple[int, int, int, int]]:
+    """Boxes round what is seen of each object, (left, top, right, bottom); none for slivers under `least` of it."""
+    ids = sampled(surfaces.thing)
+    found = []
+    for index in range(len(scene.things)):
+        ys, xs = np.nonzero(ids == index)
+        if len(ys) >= max(4, least * ids.size):
+            found.append((int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1))
+    return found
+
+
+def edge_strength(surfaces: Surfaces) -> "Float32[np.ndarray, 'y x']":
+    """Outlines and creases, about 2 px wide at 48 px and in proportion above."""
+    ids, normal = surfaces.thing, surfaces.normal
+    mark = np.zeros(ids.shape, bool)
+    for here, there in (
+        ((slice(None, -1),), (slice(1, None),)),
+        ((slice(None), slice(None, -1)), (slice(None), slice(1, None))),
+    ):
+        outline = ids[here] != ids[there]
+        crease = (ids[here] >= 0) & ((normal[here] * normal[there]).sum(-1) < 0.6)
+        mark[here] |= outline | crease
+    size = len(ids) // SUPERSAMPLING
+    for _ in range(max(1, round(size * SUPERSAMPLING / 64))):
+        grown = mark.copy()
+        grown[1:] |= mark[:-1]
+        grown[:-1] |= mark[1:]
+        grown[:, 1:] |= mark[:, :-1]
+        grown[:, :-1] |= mark[:, 1:]
+        mark = grown
+    return halve(mark.astype(np.float32))

@@ -1,0 +1,199 @@
+"""Ray casting on the CPU with numpy: a scene -> per-pixel surfaces, and those -> a shaded photo.
+
+Each object is intersected only inside the rectangle its bounding box projects to, at twice the picture's resolution;
+photos are averaged down, annotations sampled, so that labels stay exact.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lvm.world.scene import GROUND_COLOURS, KIND_COLOURS, Camera, Scene, Thing
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32, Int8, UInt8
+
+SUPERSAMPLING = 2
+NEAR, FAR = 3.5, 16.0  # the range of depth pictures, in world units
+NO_SURFACE, GROUND = -2, -1  # object ids beside 0, 1, ...
+AMBIENT = 0.38
+
+
+@dataclass
+class Surfaces:
+    """What each ray hits first, at `SUPERSAMPLING` times the picture's resolution. Arrays are [y, x, ...]."""
+
+    depth: "Float32[np.ndarray, 'y x']"  # along the camera's forward axis; infinite where nothing is hit
+    thing: "Int8[np.ndarray, 'y x']"  # index into scene.things, GROUND or NO_SURFACE
+    normal: "Float32[np.ndarray, 'y x 3']"  # in world axes
+    point: "Float32[np.ndarray, 'y x 3']"
+    albedo: "Float32[np.ndarray, 'y x 3']"
+    rows: "Float32[np.ndarray, 'y']"  # vertical position in [-1, 1], top is 1: for the sky
+
+
+def cast(scene: Scene, size: int) -> Surfaces:
+    """Intersect the rays of a square picture of `size` pixels with the scene."""
+    n = size * SUPERSAMPLING
+    position, forward, right, up = scene.camera.frame()
+    half = np.float32(np.tan(scene.camera.field_of_view / 2))
+    steps = (np.arange(n, dtype=np.float32) + 0.5) / n * 2 - 1
+    rays = forward + (steps * half)[None, :, None] * right - (steps * half)[:, None, None] * up
+    down = rays[..., 2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        depth = np.where(down < -1e-4, -position[2] / down, np.inf).astype(np.float32)
+    hit = depth < 60.0
+    depth[~hit] = np.inf
+    thing = np.where(hit, GROUND, NO_SURFACE).astype(np.int8)
+    normal = np.zeros((n, n, 3), np.float32)
+    normal[hit, 2] = 1
+    for index, body in enumerate(scene.things):
+        window = _window(body, scene.camera, n, half)
+        if window is None:
+            continue
+        t, normals = _intersect(body, position, rays[window])
+        nearer = t < depth[window]
+        depth[window][nearer] = t[nearer]
+        thing[window][nearer] = index
+        normal[window][nearer] = normals[nearer]
+    surfaces = thing > NO_SURFACE
+    with np.errstate(invalid="ignore"):
+        point = position + rays * np.where(surfaces, depth, 0)[..., None]
+    return Surfaces(depth, thing, normal, point, _albedo(scene, thing, point), -steps)
+
+
+def _window(body: Thing, camera: Camera, n: int, half: float) -> tuple[slice, slice] | None:
+    """The pixels that may see `body`; None where it is out of the picture."""
+    position, forward, right, up = camera.frame()
+    reach = body.radius * (1.4143 if body.kind == 1 else 1.0)
+    xs, ys = (body.x - reach, body.x + reach), (body.y - reach, body.y + reach)
+    corners = (
+        np.array([(x, y, z) for x in xs for y in ys for z in (body.z, body.z + body.height)], np.float32) - position
+    )
+    ahead = corners @ forward
+    if ahead.min() < 0.1:
+        return slice(0, n), slice(0, n)
+    across = (corners @ right / ahead / half + 1) / 2 * n
+    along = (1 - corners @ up / ahead / half) / 2 * n
+    left, stop = max(int(across.min()) - 1, 0), min(int(across.max()) + 2, n)
+    top, bottom = max(int(along.min()) - 1, 0), min(int(along.max()) + 2, n)
+    return (slice(top, bottom), slice(left, stop)) if top < bottom and left < stop else None
+
+
+def _intersect(body: Thing, position: Any, rays: Any) -> tuple[Any, Any]:
+    """Distance along each ray (infinite for a miss) and the unit normal there."""
+    cos, sin = np.float32(np.cos(body.yaw)), np.float32(np.sin(body.yaw))
+    origin = position - np.array([body.x, body.y, body.z], np.float32)
+    ox, oy, oz = origin[0] * cos + origin[1] * sin, origin[1] * cos - origin[0] * sin, origin[2]
+    dx, dy, dz = rays[..., 0] * cos + rays[..., 1] * sin, rays[..., 1] * cos - rays[..., 0] * sin, rays[..., 2]
+    r, h = np.float32(body.radius), np.float32(body.height)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if body.kind == 0:
+            t, normal = _sphere(ox, oy, oz - r, dx, dy, dz, r)
+        elif body.kind == 1:
+            t, normal = _box(ox, oy, oz, dx, dy, dz, r, h)
+        else:
+            t, normal = _round(ox, oy, oz, dx, dy, dz, r, h, np.float32(1.0 if body.kind == 2 else 0.0))
+    t = np.where(np.isfinite(t) & (t > 0), t, np.float32(np.inf))
+    nx, ny = normal[..., 0] * cos - normal[..., 1] * sin, normal[..., 0] * sin + normal[..., 1] * cos
+    return t, np.stack([nx, ny, normal[..., 2]], -1)
+
+
+def _sphere(ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, r: Any) -> tuple[Any, Any]:
+    a = dx * dx + dy * dy + dz * dz
+    b = ox * dx + oy * dy + oz * dz
+    t = (-b - np.sqrt(b * b - a * (ox * ox + oy * oy + oz * oz - r * r))) / a
+    return t, np.stack([ox + t * dx, oy + t * dy, oz + t * dz], -1) / r
+
+
+def _box(ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, r: Any, h: Any) -> tuple[Any, Any]:
+    enter, leave, axis = np.full_like(dx, -np.inf), np.full_like(dx, np.inf), np.zeros(dx.shape, np.int8)
+    for index, (o, d, low, high) in enumerate(((ox, dx, -r, r), (oy, dy, -r, r), (oz, dz, 0 * h, h))):
+        one, two = (low - o) / d, (high - o) / d
+        first = np.minimum(one, two)
+        axis[first > enter] = index
+        enter, leave = np.maximum(enter, first), np.minimum(leave, np.maximum(one, two))
+    normal = np.zeros(dx.shape + (3,), np.float32)
+    for index, d in enumerate((dx, dy, dz)):
+        normal[..., index] = np.where(axis == index, -np.sign(d), 0)
+    return np.where(enter <= leave, enter, np.inf), normal
+
+
+def _round(ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, r: Any, h: Any, top: Any) -> tuple[Any, Any]:
+    """Cylinder (`top` 1) or cone (`top` 0): the radius goes linearly from r at z = 0 to r * top at z = h."""
+    slope = (top - 1) * r / h
+    rim_o, rim_d = r + slope * oz, slope * dz
+    a = dx * dx + dy * dy - rim_d * rim_d
+    b = ox * dx + oy * dy - rim_o * rim_d
+    c = ox * ox + oy * oy - rim_o * rim_o
+    root = np.sqrt(b * b - a * c)
+    side = np.full_like(dx, np.inf)
+    for t in ((-b - root) / a, (-b + root) / a):
+        z = oz + t * dz
+        side = np.where((t > 0) & (z >= 0) & (z <= h) & (t < side), t, side)
+    x, y = ox + side * dx, oy + side * dy
+    normal = np.stack([x, y, -slope * (r + slope * (oz + side * dz))], -1)
+    normal = normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
+    lid = (h - oz) / dz
+    on_lid = (lid > 0) & ((ox + lid * dx) ** 2 + (oy + lid * dy) ** 2 <= (r * top) ** 2) & (lid < side)
+    normal[on_lid] = (0, 0, 1)
+    return np.where(on_lid, lid, side), normal
+
+
+def _albedo(scene: Scene, thing: Any, point: Any) -> Any:
+    albedo = np.zeros(thing.shape + (3,), np.float32)
+    ground = thing == GROUND
+    cos, sin = np.cos(scene.texture_yaw), np.sin(scene.texture_yaw)
+    x, y = point[..., 0][ground], point[..., 1][ground]
+    u = (x * cos + y * sin) / scene.texture_scale
+    v = (y * cos - x * sin) / scene.texture_scale
+    if scene.texture == 1:
+        second = (np.floor(u) + np.floor(v)) % 2
+    elif scene.texture == 2:
+        second = np.floor(2 * u) % 2
+    elif scene.texture == 3:
+        second = (((2 * u) % 2 - 1) ** 2 + ((2 * v) % 2 - 1) ** 2) < 0.4
+    else:
+        second = np.zeros_like(u)
+    tones = GROUND_COLOURS[scene.texture] * np.float32(scene.ground_lightness)
+    albedo[ground] = tones[second.astype(np.int64)]
+    for index, body in enumerate(scene.things):
+        albedo[thing == index] = KIND_COLOURS[body.kind] * np.float32(body.lightness)
+    return albedo
+
+
+def shade(
+    scene: Scene, surfaces: Surfaces, light: Any = None, tint: Any = (1.0, 1.0, 1.0)
+) -> "UInt8[np.ndarray, 'y x 3']":
+    """The photo at the picture's resolution, lit from `light` in the colour `tint`.
+
+    Lambert and ambient light, soft shadows of bounding spheres, haze, a sky.
+    """
+    light = np.asarray(scene.light if light is None else light, np.float32)
+    facing = np.maximum(surfaces.normal @ light, 0)
+    ground = surfaces.thing == GROUND
+    on_ground = surfaces.point[ground]
+    lit = np.ones(len(on_ground), np.float32)
+    for body in scene.things:
+        centre = np.array([body.x, body.y, body.z + 0.45 * body.height], np.float32)
+        reach = 0.5 * (body.radius + body.height / 2) * (0.8 if body.kind == 3 else 1.0)
+        to_centre = centre - on_ground
+        along = to_centre @ light
+        off = np.sqrt(np.maximum((to_centre**2).sum(-1) - along**2, 0))
+        lit = np.minimum(lit, np.clip((off / reach - 0.75) / 0.45, 0, 1) + (along < 0))
+    facing[ground] *= np.minimum(lit, 1)
+    colour = surfaces.albedo * (AMBIENT + (1.05 - AMBIENT) * facing)[..., None]
+    sky = np.array(scene.sky, np.float32)
+    haze = np.clip((surfaces.depth - 8) / 40, 0, 0.6)[..., None]
+    colour = colour * (1 - haze) + sky * haze
+    away = surfaces.thing == NO_SURFACE
+    rising = np.broadcast_to(surfaces.rows[:, None], away.shape)[away]
+    colour[away] = sky * (1.08 - 0.25 * rising[:, None])
+    colour = halve(np.clip(colour * np.asarray(tint, np.float32), 0, 1))
+    return np.rint(255 * colour**0.9).astype(np.uint8)
+
+
+def halve(buffer: "Float[np.ndarray, 'Y X *c']") -> "Float[np.ndarray, 'y x *c']":
+    """The mean of each SUPERSAMPLING x SUPERSAMPLING cell."""
+    s = SUPERSAMPLING
+    return sum(buffer[i::s, j::s] for i in range(s) for j in range(s)) / np.float32(s * s)

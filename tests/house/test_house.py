@@ -1,0 +1,107 @@
+"""The house keeps its rules: linted, typed, imports only in the stated direction, every config composes."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Room -> rooms it may import; every room of lvm/ but model may import runtime (docs/architecture.md has the table).
+MAY_IMPORT = {
+    "tokenizer": set(),
+    "tokenizer.train": {"tokenizer", "lvm.runtime", "lvm.sources", "lvm.pictures"},
+    "tokenizer.evaluate": {"tokenizer", "lvm.runtime", "lvm.sources", "lvm.pictures"},
+    "lvm.runtime": set(),
+    "lvm.pictures": set(),
+    "lvm.world": {"lvm.pictures", "lvm.sources.base"},
+    "lvm.sources": {"lvm.pictures", "lvm.world"},
+    "lvm.store": {"tokenizer", "lvm.sources"},
+    "lvm.sentences": set(),
+    "lvm.data": {"lvm.sentences", "lvm.store"},
+    "lvm.model": set(),
+    "lvm.training": {"lvm.data", "lvm.model"},
+    "lvm.inference": {"lvm.model", "tokenizer", "lvm.pictures"},
+    "lvm.evaluation": {
+        "lvm.inference",
+        "lvm.model",
+        "lvm.data",
+        "lvm.sentences",
+        "lvm.store",
+        "lvm.sources",
+        "lvm.pictures",
+        "lvm.world",
+        "tokenizer",
+    },
+}
+FREE = {"lvm.demo", "lvm.commands", "lvm.__main__", "lvm"}
+
+
+def modules():
+    for top in ("lvm", "tokenizer"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            parts = list(path.relative_to(ROOT).with_suffix("").parts)
+            yield path, ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_names(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            pytest.fail(f"{path}: a relative import; name the module in full")
+
+
+def within(name, room):
+    return name == room or name.startswith(room + ".")
+
+
+def room_of(module):
+    return max((room for room in MAY_IMPORT if within(module, room)), key=len, default=None)
+
+
+def test_imports_follow_the_table():
+    wrong = []
+    for path, module in modules():
+        room = room_of(module)
+        if room is None:
+            assert any(within(module, free) for free in FREE - {"lvm"}) or module == "lvm", f"{module} is in no room"
+            continue
+        allowed = MAY_IMPORT[room] | {room}
+        if room.startswith("lvm.") and room not in ("lvm.model", "lvm.runtime"):
+            allowed = allowed | {"lvm.runtime"}
+        for name in imported_names(path):
+            if (within(name, "lvm") or within(name, "tokenizer")) and not any(within(name, a) for a in allowed):
+                wrong.append(f"{module} imports {name}")
+            if room == "tokenizer" and name.split(".")[1:2] in (["train"], ["evaluate"]):
+                wrong.append(f"the tokenizer's core {module} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_core_needs_few_packages():
+    """The model, tokenizer and generation import with torch, numpy, einops and safetensors alone."""
+    code = (
+        "import sys\n"
+        "for name in ('hydra', 'omegaconf', 'webdataset', 'wandb', 'lightning', 'jaxtyping', 'transformers', 'PIL'):\n"
+        "    sys.modules[name] = None\n"
+        "import lvm.model, tokenizer, lvm.inference\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]])
+def test_linters_are_silent(command):
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_file_holds_a_second_idea():
+    long = [
+        f"{path.relative_to(ROOT)}: {n}" for path, _ in modules() if (n := len(path.read_text().splitlines())) > 600
+    ]
+    assert not long, long
