@@ -1,0 +1,461 @@
+"""The bulk job: a source goes in, a token store comes out, and a kill at any moment costs one shard's work.
+
+Processes of `lvm.sources.reading` read units while this one encodes. A shard is a fixed range of units; its pictures
+go through the encoder in a fixed order in batches of one size, so that a resumed job writes the same bytes.
+"""
+
+import errno
+import json
+import os
+import sys
+import tarfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lvm.runtime import UserError, atomic_path, atomic_write, read_json, sha256_file, write_json
+from lvm.runtime.hashing import group_hash
+from lvm.sources.base import BrokenItem, Item, Source
+from lvm.sources.reading import Read, read_units
+from lvm.store import layout
+from lvm.store.store import TokenStore
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8, UInt16
+
+    from tokenizer import VQGAN
+
+
+@dataclass
+class JobReport:
+    """What one run of the job did; shards that were there already are not counted in pictures or seconds."""
+
+    complete: bool = False  # of the whole store, including other jobs' shards
+    pictures: int = 0
+    seconds: float = 0.0
+    waiting_seconds: float = 0.0  # the encoder had nothing to encode
+    broken: list[dict[str, Any]] = field(default_factory=list)  # of this job's shards, earlier runs included
+
+    @property
+    def pictures_per_second(self) -> float:
+        return self.pictures / max(self.seconds, 1e-9)
+
+    @property
+    def waiting_share(self) -> float:
+        return self.waiting_seconds / max(self.seconds, 1e-9)
+
+
+# One shard: items and their codes become blocks, columns and strings.
+
+
+@dataclass
+class _Shard:
+    """The items of a shard in the order they were read, and where their codes start."""
+
+    channels: tuple[str, ...]
+    items: list[Item] = field(default_factory=list)  # channels emptied: pictures are not kept
+    masks: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)  # pictures in a channel of the item
+    starts: list[int] = field(default_factory=list)
+    num_pictures: int = 0
+    broken: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, item: Item) -> "list[UInt8[np.ndarray, 'n y x 3']]":
+        """Register an item; its pictures in the order in which their codes are expected."""
+        unknown = set(item.channels) - set(self.channels)
+        lengths = {len(pictures) for pictures in item.channels.values()}
+        if unknown or len(lengths) != 1 or not 0 < max(lengths) <= layout.BLOCK_PICTURES:
+            raise ValueError(
+                f"item {item.id!r} has channels {sorted(item.channels)} of {sorted(lengths)} pictures; a source may "
+                f"yield {self.channels}, of one length <= {layout.BLOCK_PICTURES} an item"
+            )
+        bits = [bit for bit, channel in enumerate(self.channels) if channel in item.channels]
+        self.items.append(Item(item.id, item.group, item.view, item.label, {}, item.licence, item.caption, item.meta))
+        self.masks.append(sum(1 << bit for bit in bits))
+        self.counts.append(max(lengths))
+        self.starts.append(self.num_pictures)
+        self.num_pictures += len(bits) * max(lengths)
+        return [item.channels[self.channels[bit]] for bit in bits]
+
+    def blocks(self) -> list[list[int]]:
+        """Items of one channel mask and one number of pictures, at most BLOCK_PICTURES pictures together."""
+        kinds: dict[tuple[int, int], list[int]] = {}
+        for i, kind in enumerate(zip(self.masks, self.counts)):
+            kinds.setdefault(kind, []).append(i)
+        cut = []
+        for (_, count), members in kinds.items():
+            step = layout.BLOCK_PICTURES // count
+            cut += [members[i : i + step] for i in range(0, len(members), step)]
+        return cut
+
+
+def write_shard(store: Path, number: int, units: range, shard: _Shard, codes: "UInt16[np.ndarray, 'p t']") -> None:
+    """Write the shard's files; the sidecar last, which makes the shard exist."""
+    name = layout.shard_name(number)
+    blocks = shard.blocks()
+    block_columns: dict[str, Any] = {
+        "block_mask": [shard.masks[block[0]] for block in blocks],
+        "block_num_pictures": [shard.counts[block[0]] for block in blocks],
+        "block_rows": [len(block) * shard.counts[block[0]] for block in blocks],
+        "block_offset": np.full((len(blocks), len(shard.channels)), -1),
+    }
+    with atomic_path(layout.tar_path(store, name)) as aside:
+        with open(aside, "wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for b, block in enumerate(blocks):
+                count, first = shard.counts[block[0]], np.array([shard.starts[i] for i in block])
+                bits = [bit for bit in range(len(shard.channels)) if shard.masks[block[0]] >> bit & 1]
+                members = {}
+                for position, bit in enumerate(bits):
+                    rows = (first[:, None] + position * count + np.arange(count)).reshape(-1)
+                    members[shard.channels[bit]] = codes[rows]
+                for channel, offset in layout.write_block(tar, file, b, members).items():
+                    block_columns["block_offset"][b, shard.channels.index(channel)] = offset
+        tar_bytes, tar_sha256 = aside.stat().st_size, sha256_file(aside)
+
+    ids: dict[str, int] = {}
+    for item in shard.items:
+        ids.setdefault(item.id, len(ids))
+    order = [i for block in blocks for i in block]
+    item_columns = {
+        "item": [ids[shard.items[i].id] for i in order],
+        "view": [shard.items[i].view for i in order],
+        "label": [shard.items[i].label for i in order],
+        "group": [group_hash(shard.items[i].group) for i in order],
+        "block": [b for b, block in enumerate(blocks) for _ in block],
+        "row": [row * shard.counts[block[0]] for block in blocks for row in range(len(block))],
+    }
+    if len(set(zip(item_columns["item"], item_columns["view"]))) != len(order):
+        raise ValueError(f"units {units.start}..{units.stop - 1} yield an (id, view) twice")
+    hashes = {}
+    for dtypes, columns in ((layout.ITEM_COLUMNS, item_columns), (layout.BLOCK_COLUMNS, block_columns)):
+        for column, dtype in dtypes.items():
+            with atomic_path(layout.column_path(store, name, column)) as aside:
+                with open(aside, "wb") as file:
+                    np.save(file, np.asarray(columns[column], dtype=dtype), allow_pickle=False)
+                hashes[f"index/{name}.{column}.npy"] = sha256_file(aside)
+
+    first_of = {item.id: item for item in reversed(shard.items)}
+    lines = []
+    for id in ids:
+        strings = {"id": id, "caption": first_of[id].caption, "licence": first_of[id].licence}
+        lines.append({key: value for key, value in strings.items() if value})
+    hashes[f"strings/{name}.jsonl"] = _write_lines(layout.strings_path(store, name), lines)
+    if any(item.meta for item in shard.items):
+        metas = [dict(shard.items[i].meta) for i in order]
+        hashes[f"strings/{name}.meta.jsonl"] = _write_lines(layout.meta_path(store, name), metas)
+    write_json(
+        layout.sidecar_path(store, name),
+        {
+            "name": name,
+            "bytes": tar_bytes,
+            "sha256": tar_sha256,
+            "units": [units.start, units.stop],
+            "ids": len(ids),
+            "items": len(order),
+            "blocks": len(blocks),
+            "pictures": shard.num_pictures,
+            "broken": shard.broken,
+            "files": hashes,
+        },
+    )
+
+
+def _write_lines(path: Path, lines: list[dict[str, Any]]) -> str:
+    atomic_write(path, "".join(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in lines))
+    return sha256_file(path)
+
+
+# The plan: what all jobs of a store agree on.
+
+
+def make_plan(source: Source, vqgan: "VQGAN", size: int, shard_size: int) -> dict[str, Any]:
+    grid = _grid(vqgan, size)
+    return {
+        "version": layout.VERSION,
+        "source": source.name,
+        "source_fingerprint": source.fingerprint(),
+        "units": len(source),
+        "shard_size": shard_size,
+        "channels": list(source.channels),
+        "labels": list(getattr(source, "labels", ())),
+        "size": size,
+        "resize": getattr(source, "resize", "none"),
+        "tokenizer_fingerprint": vqgan.fingerprint,
+        "num_codes": vqgan.config.num_embeddings,
+        "grid": list(grid),
+        "block_pictures": layout.BLOCK_PICTURES,
+    }
+
+
+def freeze_plan(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Write plan.json if no job has; else return the one that is there, or refuse if it is of something else.
+
+    The frozen shard size wins over the one given: it only decides how the work is cut.
+    """
+    target = path / "plan.json"
+    if not target.exists():
+        if path.exists() and any(path.iterdir()):
+            raise UserError(f"{path} exists and is not a token store; name another folder")
+        path.mkdir(parents=True, exist_ok=True)
+        aside = path.parent / f".tmp-{uuid.uuid4().hex[:8]}-plan.json"
+        try:
+            aside.write_text(json.dumps(plan, indent=1, sort_keys=True) + "\n")
+            os.link(aside, target)  # fails if another job was first
+            return plan
+        except FileExistsError:
+            pass
+        finally:
+            aside.unlink(missing_ok=True)
+    frozen = read_json(target)
+    if frozen.get("tokenizer_fingerprint") != plan["tokenizer_fingerprint"]:
+        raise UserError(
+            f"{path} was made with tokenizer {str(frozen.get('tokenizer_fingerprint'))[:12]}, this one is "
+            f"{plan['tokenizer_fingerprint'][:12]}; name another folder or the same tokenizer"
+        )
+    if frozen.get("source_fingerprint") != plan["source_fingerprint"]:
+        raise UserError(
+            f"{path} holds source {frozen.get('source')!r} ({str(frozen.get('source_fingerprint'))[:12]}, "
+            f"{frozen.get('units')} units), not {plan['source']!r} ({plan['source_fingerprint'][:12]}, "
+            f"{plan['units']} units); name another folder, or the same files and options"
+        )
+    for key in plan.keys() - {"shard_size", "labels"}:
+        if frozen.get(key) != plan[key]:
+            raise UserError(f"{target} says {key} = {frozen.get(key)!r}, this job {plan[key]!r}; name another folder")
+    return frozen
+
+
+def _grid(vqgan: "VQGAN", size: int) -> tuple[int, int]:
+    h, w = vqgan.config.grid
+    factor = vqgan.config.resolution // h
+    if size == vqgan.config.resolution:
+        return h, w
+    if size % factor:
+        raise UserError(f"pictures of {size} px do not divide into the tokenizer's cells of {factor} px")
+    return size // factor, size // factor
+
+
+def shard_ranges(plan: dict[str, Any]) -> list[range]:
+    return [
+        range(start, min(start + plan["shard_size"], plan["units"]))
+        for start in range(0, plan["units"], plan["shard_size"])
+    ]
+
+
+# The job.
+
+
+def build_store(source: Source, path: str | Path, vqgan: "VQGAN", **options: Any) -> TokenStore:
+    """Tokenise all of `source` into `path` and open it; options as of `run_job`.
+
+    Idempotent: a complete store of the same source and tokenizer is returned at once, a partial one is resumed,
+    any other is refused with a `UserError`.
+    """
+    run_job(source, path, vqgan, **options)
+    return TokenStore(path)
+
+
+def run_job(
+    source: Source,
+    path: str | Path,
+    vqgan: "VQGAN",
+    *,
+    size: int | None = None,
+    shard_size: int = 2048,
+    workers: int = 2,
+    num_shards: int = 1,
+    shard: int = 0,
+    max_broken: float = 0.01,
+    progress: bool = True,
+    compile: bool | str = "auto",
+) -> JobReport:
+    """Task `shard` of `num_shards`: encode the tar shards whose number is `shard` modulo `num_shards`.
+
+    `size` is the side of the pictures in pixels (the tokenizer's resolution if None), `shard_size` the units in a tar,
+    `max_broken` the share of this task's units that may be unreadable. Whichever task finds all shards
+    present writes store.json. Raises `UserError`.
+    """
+    path = Path(path)
+    if not 0 <= shard < num_shards:
+        raise UserError(f"shard {shard} of {num_shards}: must be 0..{num_shards - 1}")
+    if not len(source):
+        raise UserError(f"source {source.name!r} has nothing in it")
+    report = JobReport()
+    try:
+        plan = freeze_plan(path, make_plan(source, vqgan, size or vqgan.config.resolution, shard_size))
+        ranges = shard_ranges(plan)
+        mine = range(shard, len(ranges), num_shards)
+        todo = [n for n in mine if not layout.sidecar_path(path, layout.shard_name(n)).is_file()]
+        limit = max_broken * sum(len(ranges[n]) for n in mine)
+        for n in set(mine) - set(todo):
+            report.broken += read_json(layout.sidecar_path(path, layout.shard_name(n)))["broken"]
+        if todo:
+            _encode_shards(source, path, vqgan, plan, ranges, todo, limit, workers, progress, compile, report)
+        report.complete = finish(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
+            raise UserError(f"{path} cannot be written ({error.strerror}); the same command continues") from None
+        raise
+    return report
+
+
+def _encode_shards(
+    source: Source,
+    path: Path,
+    vqgan: "VQGAN",
+    plan: dict[str, Any],
+    ranges: list[range],
+    todo: list[int],
+    limit: float,
+    workers: int,
+    progress: bool,
+    compile: bool | str,
+    report: JobReport,
+) -> None:
+    encoder = _make_encoder(vqgan, compile)
+    start = time.perf_counter()
+    reads = read_units(source, [unit for n in todo for unit in ranges[n]], plan["size"], workers=workers)
+    line = _ProgressLine(progress, source.name, sum(len(ranges[n]) for n in todo))
+    try:
+        for n in todo:
+            shard = _Shard(tuple(plan["channels"]))
+            batcher = _Batcher(encoder, plan["grid"][0] * plan["grid"][1])
+            for _ in ranges[n]:
+                waited = time.perf_counter()
+                unit, items = next(reads)
+                report.waiting_seconds += time.perf_counter() - waited
+                if isinstance(items, BrokenItem):
+                    broken = {"id": source.unit_id(unit), "file": items.file, "reason": items.reason}
+                    shard.broken.append(broken)
+                    report.broken.append(broken)
+                    if len(report.broken) > limit:
+                        _write_quarantine(path, shard.broken)
+                        raise _too_many(path, report.broken, limit)
+                else:
+                    for item in items:
+                        for pictures in shard.add(item):
+                            batcher.add(pictures)
+                report.seconds = time.perf_counter() - start
+                line.show(1, report, report.pictures + batcher.num_pictures)
+            write_shard(path, n, ranges[n], shard, batcher.finish())
+            report.pictures += shard.num_pictures
+            report.seconds = time.perf_counter() - start
+    finally:
+        reads.close()  # type: ignore[attr-defined]
+        line.end()
+
+
+def _too_many(path: Path, broken: list[dict[str, Any]], limit: float) -> UserError:
+    first = broken[0]
+    return UserError(
+        f"{first['file']}: {first['reason']}; {len(broken)} broken where {int(limit)} are allowed (all named in "
+        f"{path / 'quarantine.jsonl'}): mend or remove them, or raise max_broken"
+    )
+
+
+class _Batcher:
+    """Pictures in, codes out, in batches of the encoder's size; only a shard's last batch is shorter."""
+
+    def __init__(self, encoder: Any, tokens_per_picture: int) -> None:
+        self.encoder = encoder
+        self.pending: list[np.ndarray] = []
+        self.num_pending = 0
+        self.num_pictures = 0
+        self.codes: list[np.ndarray] = [np.zeros((0, tokens_per_picture), np.uint16)]
+
+    def add(self, pictures: "UInt8[np.ndarray, 'n y x 3']") -> None:
+        self.pending.append(pictures)
+        self.num_pending += len(pictures)
+        self.num_pictures += len(pictures)
+        if self.num_pending >= self.encoder.batch_size:
+            full = self.num_pending // self.encoder.batch_size * self.encoder.batch_size
+            joined = np.concatenate(self.pending)
+            self.codes.append(self.encoder.encode(joined[:full]))
+            self.pending, self.num_pending = [joined[full:]], self.num_pending - full
+
+    def finish(self) -> "UInt16[np.ndarray, 'p t']":
+        if self.num_pending:
+            self.codes.append(self.encoder.encode(np.concatenate(self.pending)))
+            self.pending, self.num_pending = [], 0
+        return np.concatenate(self.codes)
+
+
+class _PlainEncoder:
+    batch_size = 64
+
+    def __init__(self, vqgan: Any) -> None:
+        self.vqgan = vqgan
+
+    def encode(self, pictures: "UInt8[np.ndarray, 'n y x 3']") -> "UInt16[np.ndarray, 'n t']":
+        import torch
+        from einops import rearrange
+
+        codes = []
+        for i in range(0, len(pictures), self.batch_size):
+            pixels = rearrange(torch.from_numpy(pictures[i : i + self.batch_size]), "n y x c -> n c y x").float() / 255
+            codes.append(self.vqgan.encode(pixels).numpy().astype(np.uint16))
+        return np.concatenate(codes)
+
+
+def _make_encoder(vqgan: "VQGAN", compile: bool | str) -> Any:
+    return _PlainEncoder(vqgan)
+
+
+class _ProgressLine:
+    """Units done, pictures/s and the encoder's waiting share, rewritten once a second on a terminal."""
+
+    def __init__(self, show: bool, name: str, total: int) -> None:
+        self.on = show and sys.stderr.isatty()
+        self.name, self.total, self.done, self.last = name, total, 0, 0.0
+
+    def show(self, units: int, report: JobReport, pictures: int) -> None:
+        self.done += units
+        if self.on and time.monotonic() - self.last > 1:
+            self.last = time.monotonic()
+            speed = pictures / max(report.seconds, 1e-9)
+            left = report.seconds / self.done * (self.total - self.done)
+            text = f"tokenize {self.name}: {self.done}/{self.total} units, {speed:,.0f} pictures/s, "
+            print(f"\r{text}waiting {report.waiting_share:.0%}, {left:.0f} s left  ", end="", file=sys.stderr)
+
+    def end(self) -> None:
+        if self.on:
+            print(file=sys.stderr)
+
+
+# What is derived once shards are there.
+
+
+def finish(path: Path) -> bool:
+    """Write quarantine.jsonl, and store.json once every shard of the plan is present; whether it is."""
+    plan = read_json(path / "plan.json")
+    names = [layout.shard_name(n) for n in range(len(shard_ranges(plan)))]
+    sidecars = list(_sidecars(path))
+    _write_quarantine(path, [])
+    if len(sidecars) < len(names) or (path / "store.json").is_file():
+        return len(sidecars) >= len(names)
+    keys = ("name", "bytes", "sha256", "units", "ids", "items", "blocks", "pictures")
+    shards = [{**{key: sidecar[key] for key in keys}, "broken": len(sidecar["broken"])} for sidecar in sidecars]
+    if not sum(shard["items"] for shard in shards):
+        raise UserError(f"nothing of source {plan['source']!r} could be read; see {path / 'quarantine.jsonl'}")
+    write_json(path / "store.json", {**plan, "shards": shards})
+    return True
+
+
+def _sidecars(path: Path) -> Iterator[dict[str, Any]]:
+    for n in range(len(shard_ranges(read_json(path / "plan.json")))):
+        sidecar = layout.sidecar_path(path, layout.shard_name(n))
+        if sidecar.is_file():
+            yield read_json(sidecar)
+
+
+def _write_quarantine(path: Path, more: list[dict[str, Any]]) -> None:
+    broken = [entry for sidecar in _sidecars(path) for entry in sidecar["broken"]] + more
+    if broken or (path / "quarantine.jsonl").exists():
+        _write_lines(path / "quarantine.jsonl", broken)
+
+
+__all__ = ["JobReport", "Read", "build_store", "run_job"]
