@@ -1,0 +1,523 @@
+"""The decoder: a LLaMA (arXiv 2302.13971) over picture codes, as in LVM (arXiv 2312.00785).
+
+Pre-RMSNorm, rotary positions (half-split layout), SwiGLU, no biases, no dropout, grouped-query heads if asked for. The
+numeric type is that of the weights; norms, rotations and the loss are computed in float32 whatever it is. The model
+knows nothing of parallelism, of windows or of tokenizers, reads and writes Hugging Face folders, and this file imports
+nothing of ours.
+
+    model = LVM(LVMConfig(num_codes=1024, hidden_size=128, intermediate_size=344, num_layers=4, num_heads=2))
+    logits = model(tokens)            # int64 [b, t] -> [b, t, v]
+    nll = model.nll(window)           # int64 [b, t + 1] -> float32 [b, t]; [b, t, v] never exists whole
+
+| weights        | start                                                                              |
+|----------------|------------------------------------------------------------------------------------|
+| all matrices   | N(0, 0.02), no scaling by depth or width, as published                             |
+| norms          | 1                                                                                  |
+Each is drawn from a generator keyed by (seed, its name): the same for any order, device and mesh.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Float32, Int
+
+NUM_SPECIAL = 100  # vocabulary slots beyond the codes: BOS, EOS, PAD and 97 spare ones, as released
+LOGITS_AT_ONCE = 2**22  # elements of logits that `nll` holds at one time
+
+
+class ModelError(ValueError):
+    """A model folder or config the user can mend; the message names the file, the value and the remedy."""
+
+    user_error = True
+
+
+@dataclass(frozen=True)
+class LVMConfig:
+    num_codes: int = 8192  # K, the tokenizer's codebook; BOS is K, EOS K + 1, PAD K + 2
+    vocab_size: int = 0  # 0: num_codes + 100; less than num_codes + 3 means a model without special tokens
+    hidden_size: int = 1024
+    intermediate_size: int = 2688
+    num_layers: int = 22
+    num_heads: int = 8
+    num_kv_heads: int = 0  # 0: num_heads; fewer: grouped-query attention
+    head_size: int = 0  # 0: hidden_size / num_heads
+    max_position: int = 4096  # the context, in fed tokens
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = False  # the head is the embedding
+    tokens_per_picture: int | None = 256  # None: an imported folder that does not say
+    prompt_bos: bool = True  # prompts start with BOS
+    tokenizer_fingerprint: str = ""  # of the tokenizer whose codes it was trained on; "": unknown
+
+    def __post_init__(self) -> None:
+        set_field = lambda name, value: object.__setattr__(self, name, value)
+        set_field("vocab_size", self.vocab_size or self.num_codes + NUM_SPECIAL)
+        set_field("num_kv_heads", self.num_kv_heads or self.num_heads)
+        if not self.head_size and self.hidden_size % self.num_heads:
+            raise ModelError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        set_field("head_size", self.head_size or self.hidden_size // self.num_heads)
+        if self.num_heads % self.num_kv_heads:
+            raise ModelError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.head_size % 2:
+            raise ModelError(f"head_size {self.head_size} is odd; rotary positions need an even one")
+        if self.vocab_size < self.num_codes:
+            raise ModelError(f"vocab_size {self.vocab_size} is below num_codes {self.num_codes}")
+
+    @property
+    def has_special_tokens(self) -> bool:
+        return self.vocab_size >= self.num_codes + 3
+
+    @property
+    def bos(self) -> int:
+        return self._special(0)
+
+    @property
+    def eos(self) -> int:
+        return self._special(1)
+
+    @property
+    def pad(self) -> int:
+        return self._special(2)
+
+    def _special(self, offset: int) -> int:
+        if not self.has_special_tokens:
+            raise ModelError(
+                f"vocab_size {self.vocab_size} with {self.num_codes} codes leaves no room for BOS, EOS and PAD: "
+                "this model can be prompted, not trained"
+            )
+        return self.num_codes + offset
+
+    @property
+    def num_params(self) -> int:
+        """Parameters, the embedding and the head included (the head once if tied)."""
+        d, k = self.hidden_size, self.head_size
+        attention = 2 * d * k * (self.num_heads + self.num_kv_heads)
+        layer = attention + 3 * d * self.intermediate_size + 2 * d
+        return self.num_layers * layer + d + self.vocab_size * d * (1 if self.tie_embeddings else 2)
+
+    def flops_per_token(self, seq_len: int, causal: bool = False) -> int:
+        """Training FLOPs a token: 6 (N - input embedding) + 12 L d T (PaLM, arXiv 2204.02311, appendix B).
+
+        `causal` counts the half of attention that is needed, 6 L d T. Recomputation and padding never count.
+        """
+        width = self.num_heads * self.head_size
+        matrices = self.num_params - (0 if self.tie_embeddings else self.vocab_size * self.hidden_size)
+        return 6 * matrices + (6 if causal else 12) * self.num_layers * width * seq_len
+
+
+def rope_angles(
+    positions: "Int[Tensor, '*b t']", head_size: int, theta: float
+) -> "tuple[Float32[Tensor, '*b t half'], Float32[Tensor, '*b t half']]":
+    """Cosines and sines of the rotary angles of each position, float32 (RoFormer, arXiv 2104.09864)."""
+    half = torch.arange(0, head_size, 2, dtype=torch.float32, device=positions.device)
+    angles = positions[..., None].float() * (1.0 / theta ** (half / head_size))
+    return angles.cos(), angles.sin()
+
+
+def apply_rope(
+    x: "Float[Tensor, 'b h t k']", cos: "Float32[Tensor, '*b t half']", sin: "Float32[Tensor, '*b t half']"
+) -> "Float[Tensor, 'b h t k']":
+    """Rotate the pairs (i, i + k/2) of each head, in float32. `cos`, `sin` are [t, k/2] or [b, t, k/2]."""
+    cos, sin = cos.unsqueeze(-3), sin.unsqueeze(-3)  # one for all heads
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+def document_positions(fed: "Int[Tensor, 'b t']", bos: int) -> "tuple[Int[Tensor, 'b t'], Int[Tensor, 'b t']]":
+    """Positions that restart at each BOS (and at 0 for a piece that a window cut), and the number of the document."""
+    starts = fed == bos
+    index = torch.arange(fed.shape[1], device=fed.device).expand_as(fed)
+    last_start = torch.where(starts, index, 0).cummax(dim=1).values
+    return index - last_start, starts.long().cumsum(dim=1)
+
+
+def document_mask(documents: "Int[Tensor, 'b t']") -> "Bool[Tensor, 'b 1 t t']":
+    """True where a query (row) may see a key (column): same document, not later."""
+    same = documents[:, :, None] == documents[:, None, :]
+    return same.tril()[:, None]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x), computed in float32, times a weight (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: "Float[Tensor, '*b d']") -> "Float[Tensor, '*b d']":
+        wide = x.float()
+        return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LVMConfig):
+        super().__init__()
+        self.head_size = config.head_size
+        self.grouped = config.num_kv_heads != config.num_heads
+        width, kv_width = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
+        self.q = nn.Linear(config.hidden_size, width, bias=False)
+        self.k = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.v = nn.Linear(config.hidden_size, kv_width, bias=False)
+        self.o = nn.Linear(width, config.hidden_size, bias=False)
+
+    def project(
+        self, x: "Float[Tensor, 'b t d']", cos: Tensor, sin: Tensor
+    ) -> "tuple[Float[Tensor, 'b h t k'], Float[Tensor, 'b g t k'], Float[Tensor, 'b g t k']]":
+        """Rotated queries, rotated keys and values of these tokens, by head."""
+        q, k, v = (rearrange(f(x), "b t (h k) -> b h t k", k=self.head_size) for f in (self.q, self.k, self.v))
+        return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v
+
+    def forward(
+        self, x: "Float[Tensor, 'b t d']", cos: Tensor, sin: Tensor, mask: "Bool[Tensor, 'b 1 t t'] | None"
+    ) -> "Float[Tensor, 'b t d']":
+        q, k, v = self.project(x, cos, sin)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped)
+        return self.o(rearrange(y, "b h t k -> b t (h k)"))
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, config: LVMConfig):
+        super().__init__()
+        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: "Float[Tensor, 'b t d']") -> "Float[Tensor, 'b t d']":
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: LVMConfig):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(
+        self, x: "Float[Tensor, 'b t d']", cos: Tensor, sin: Tensor, mask: "Bool[Tensor, 'b 1 t t'] | None"
+    ) -> "Float[Tensor, 'b t d']":
+        x = x + self.attention(self.attention_norm(x), cos, sin, mask)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class LVM(nn.Module):
+    def __init__(self, config: LVMConfig, seed: int = 0):
+        """Weights as published, from `seed`; on the meta device (`with torch.device("meta")`) nothing is drawn."""
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embed.weight
+        if not self.embed.weight.is_meta:
+            self.init_weights(seed)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        for name, parameter in self.named_parameters():
+            parameter.copy_(initial_weight(name, parameter.shape, seed))
+
+    def hidden(
+        self,
+        tokens: "Int[Tensor, 'b t']",
+        positions: "Int[Tensor, 'b t'] | None" = None,
+        documents: "Int[Tensor, 'b t'] | None" = None,
+    ) -> "Float[Tensor, 'b t d']":
+        """What the head reads. Positions default to 0, 1, ...; with `documents`, attention stays inside each."""
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        cos, sin = rope_angles(positions, self.config.head_size, self.config.rope_theta)
+        mask = None if documents is None else document_mask(documents)
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = layer(x, cos, sin, mask)
+        return self.norm(x)
+
+    def forward(
+        self,
+        tokens: "Int[Tensor, 'b t']",
+        positions: "Int[Tensor, 'b t'] | None" = None,
+        documents: "Int[Tensor, 'b t'] | None" = None,
+    ) -> "Float[Tensor, 'b t v']":
+        """Logits of the token after each fed one, in the type of the weights."""
+        return self.head(self.hidden(tokens, positions, documents))
+
+    def nll(
+        self,
+        tokens: "Int[Tensor, 'b t_plus_1']",
+        positions: "Int[Tensor, 'b t'] | None" = None,
+        documents: "Int[Tensor, 'b t'] | None" = None,
+    ) -> "Float32[Tensor, 'b t']":
+        """-log p(tokens[:, 1:]) in nats. `positions` and `documents` are those of the fed tokens[:, :-1]."""
+        x = self.hidden(tokens[:, :-1], positions, documents).flatten(0, 1)
+        targets = tokens[:, 1:].flatten()
+        rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        if len(targets) <= rows:
+            return next_token_nll(x, self.head.weight, targets).view(tokens.shape[0], -1)
+        pieces = [  # the logits of a piece are computed again in the backward pass
+            checkpoint(next_token_nll, xs, self.head.weight, ts, use_reentrant=False)
+            for xs, ts in zip(x.split(rows), targets.split(rows))
+        ]
+        return torch.cat(pieces).view(tokens.shape[0], -1)
+
+    def num_params(self) -> int:
+        return self.config.num_params
+
+    def flops_per_token(self, seq_len: int, causal: bool = False) -> int:
+        return self.config.flops_per_token(seq_len, causal)
+
+    @staticmethod
+    def from_pretrained(
+        path: str | os.PathLike[str],
+        dtype: torch.dtype | None = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> "LVM":
+        """A model from a Hugging Face Llama folder: safetensors (whole or sharded) or pytorch_model.bin.
+
+        `dtype=None` keeps the stored type. Raises `ModelError` naming the file for anything missing or unsupported.
+        """
+        folder = Path(path)
+        config = config_from_hugging_face(_read_json(folder / "config.json"), str(folder / "config.json"))
+        with torch.device("meta"):
+            model = LVM(config)
+        missing = {hugging_face_name(name): parameter for name, parameter in model.named_parameters()}
+        ours = {hugging_face_name(name): name for name, _ in model.named_parameters()}
+        state = {}
+        for file, name, tensor in _stored_tensors(folder):
+            if name.endswith("rotary_emb.inv_freq") or (config.tie_embeddings and name == "lm_head.weight"):
+                continue
+            if name not in missing:
+                raise ModelError(f"{file} holds {name!r}, which a model of its config.json does not have")
+            expected = missing.pop(name).shape
+            if tensor.shape != expected:
+                raise ModelError(f"{file}: {name} is {list(tensor.shape)}; config.json makes it {list(expected)}")
+            state[ours[name]] = tensor.to(device=device, dtype=dtype or tensor.dtype)
+        if missing:
+            raise ModelError(f"{folder} lacks {len(missing)} tensors of its config.json, first {next(iter(missing))}")
+        model.load_state_dict(state, strict=False, assign=True)
+        if config.tie_embeddings:
+            model.head.weight = model.embed.weight
+        return model.requires_grad_(True)
+
+    def save_pretrained(
+        self, path: str | os.PathLike[str], dtype: torch.dtype | None = None, shard_bytes: int = 5 * 10**9
+    ) -> None:
+        """Write config.json, generation_config.json and safetensors that transformers' LlamaForCausalLM opens."""
+        from safetensors.torch import save_file
+
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            hugging_face_name(name): parameter.detach().to("cpu", dtype or parameter.dtype).contiguous()
+            for name, parameter in self.named_parameters()
+        }
+        shards: list[dict[str, Tensor]] = [{}]
+        for name, tensor in tensors.items():
+            if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > shard_bytes:
+                shards.append({})
+            shards[-1][name] = tensor
+        files = ["model.safetensors"]
+        if len(shards) > 1:
+            files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        for file, shard in zip(files, shards):
+            save_file(shard, folder / f".tmp-{file}", metadata={"format": "pt"})
+            os.replace(folder / f".tmp-{file}", folder / file)
+        if len(shards) > 1:
+            weight_map = {name: file for file, shard in zip(files, shards) for name in shard}
+            total = sum(tensor.nbytes for tensor in tensors.values())
+            _write_json(
+                folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
+            )
+        stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+        config = config_to_hugging_face(self.config, stored)
+        generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        _write_json(folder / "generation_config.json", generation)
+        _write_json(folder / "config.json", config)  # last: a folder without it is not a model
+
+
+def next_token_nll(
+    x: "Float[Tensor, 'n d']", weight: "Float[Tensor, 'v d']", targets: "Int[Tensor, 'n']"
+) -> "Float32[Tensor, 'n']":
+    """Cross-entropy of the head's logits, softmax in float32.
+
+    The matrix product is made at the next multiple of 128 rows (8292 rows of bf16 are not 16-byte aligned) and the
+    padding cut off again.
+    """
+    padded = F.pad(weight, (0, 0, 0, -len(weight) % 128))
+    logits = F.linear(x, padded)[:, : len(weight)].float()
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def initial_weight(name: str, shape: torch.Size, seed: int) -> "Float32[Tensor, '*shape']":
+    """The start of one parameter, the same for any order of drawing: N(0, 0.02), ones for norms."""
+    if len(shape) == 1:
+        return torch.ones(shape)
+    key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
+    return torch.empty(shape).normal_(0.0, 0.02, generator=generator)
+
+
+_RENAMED = {
+    "attention.": "self_attn.",
+    ".q.": ".q_proj.",
+    ".k.": ".k_proj.",
+    ".v.": ".v_proj.",
+    ".o.": ".o_proj.",
+    ".gate.": ".gate_proj.",
+    ".up.": ".up_proj.",
+    ".down.": ".down_proj.",
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "embed.": "embed_tokens.",
+}
+
+
+def hugging_face_name(name: str) -> str:
+    """layers.0.attention.q.weight -> model.layers.0.self_attn.q_proj.weight, as LlamaForCausalLM names it."""
+    if name == "head.weight":
+        return "lm_head.weight"
+    for ours, theirs in _RENAMED.items():
+        name = name.replace(ours, theirs)
+    return f"model.{name}"
+
+
+def config_to_hugging_face(config: LVMConfig, dtype: str) -> dict[str, Any]:
+    special = config.has_special_tokens
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": config.bos if special else None,
+        "eos_token_id": config.eos if special else None,
+        "pad_token_id": config.pad if special else None,
+        "head_dim": config.head_size,
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_position,
+        "mlp_bias": False,
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "rope_theta": config.rope_theta,  # where transformers 4 looks
+        "tie_word_embeddings": config.tie_embeddings,
+        "torch_dtype": dtype,
+        "vocab_size": config.vocab_size,
+        "num_codes": config.num_codes,
+        "tokens_per_picture": config.tokens_per_picture,
+        "prompt_bos": config.prompt_bos,
+        "tokenizer_fingerprint": config.tokenizer_fingerprint,
+    }
+
+
+def config_from_hugging_face(values: dict[str, Any], file: str = "config.json") -> LVMConfig:
+    """Our config of a Llama's config.json. Keys of ours that it lacks: as the released 7B, prompts without BOS."""
+
+    def need(key: str) -> Any:
+        if values.get(key) is None:
+            raise ModelError(f"{file} does not say {key!r}; it must be the config of a LlamaForCausalLM")
+        return values[key]
+
+    if values.get("model_type") != "llama":
+        raise ModelError(f"{file}: model_type is {values.get('model_type')!r}; only 'llama' folders can be read")
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    unsupported = {
+        "attention_bias": values.get("attention_bias", False),
+        "mlp_bias": values.get("mlp_bias", False),
+        "hidden_act": "" if values.get("hidden_act", "silu") == "silu" else values["hidden_act"],
+        "rope_type": "" if (kind := rope.get("rope_type", rope.get("type", "default"))) == "default" else kind,
+    }
+    for key, value in unsupported.items():
+        if value:
+            raise ModelError(f"{file}: {key} {value!r} is not supported; the models read here have silu and plain RoPE")
+    vocab_size = need("vocab_size")
+    released = vocab_size == 8292
+    return LVMConfig(
+        num_codes=values.get("num_codes") or (8192 if released else vocab_size),
+        vocab_size=vocab_size,
+        hidden_size=need("hidden_size"),
+        intermediate_size=need("intermediate_size"),
+        num_layers=need("num_hidden_layers"),
+        num_heads=need("num_attention_heads"),
+        num_kv_heads=values.get("num_key_value_heads") or 0,
+        head_size=values.get("head_dim") or 0,
+        max_position=values.get("max_position_embeddings", 4096),
+        rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0),
+        norm_eps=values.get("rms_norm_eps", 1e-6),
+        tie_embeddings=values.get("tie_word_embeddings", False),
+        tokens_per_picture=values.get("tokens_per_picture") or (256 if released else None),
+        prompt_bos=values.get("prompt_bos", False),
+        tokenizer_fingerprint=values.get("tokenizer_fingerprint") or "",
+    )
+
+
+def _stored_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
+    """(file, name, tensor) of a folder's weights; never unpickles anything but tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        whole, index = folder / f"{stem}.{suffix}", folder / f"{stem}.{suffix}.index.json"
+        if whole.is_file():
+            files = [whole]
+        elif index.is_file():
+            files = [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+        else:
+            continue
+        for file in files:
+            if file.parent != folder or not file.is_file():
+                raise ModelError(f"{file} is named by {index.name} and missing; download the folder again")
+            try:
+                if suffix == "safetensors":
+                    with safe_open(file, framework="pt") as opened:
+                        for name in opened.keys():  # noqa: SIM118, not a dict
+                            yield file, name, opened.get_tensor(name)
+                else:
+                    loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
+                    yield from ((file, name, tensor) for name, tensor in loaded.items())
+            except UnpicklingError:
+                remedy = "convert it to safetensors"
+                raise ModelError(f"{file} holds more than tensors and was not opened; {remedy}") from None
+            except (SafetensorError, RuntimeError, EOFError, ValueError, AttributeError) as error:
+                raise ModelError(f"{file} cannot be read ({error}); download it again") from None
+        return
+    raise ModelError(f"{folder} has neither model.safetensors nor pytorch_model.bin (nor an index of shards)")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise ModelError(f"{file} is missing; a model folder holds config.json and model.safetensors") from None
+    except (ValueError, UnicodeDecodeError, NotADirectoryError) as error:
+        raise ModelError(f"{file} is not JSON ({error}); write it again") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{file} is not a JSON object; write it again")
+    return value
+
+
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    aside = file.with_name(f".tmp-{file.name}")
+    aside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    os.replace(aside, file)
