@@ -115,7 +115,9 @@ def explain(error: BaseException, known_keys: Any) -> str:
         where = re.search(r"full_key: (\S+)", text)
         return f"config key {where[1] if where else '?'!r} refers to ${{{match[1]}}}, which does not exist"
     if type(error).__name__ == "OverrideParseException":
-        value = re.search(r"Error parsing override '(.*)'", text)
-        quoted = value[1] if value else one_line(error)
-        return f"override {quoted!r} cannot be read; write KEY=VALUE, with the value in quotes if it holds spaces or = , [ ]"
+        value = re.search(r"Error (?:parsing|when parsing) override '(.*)'", text)
+        quoted = repr(value[1]) if value else f"({one_line(error).split(' See https')[0]})"
+        return (
+            f"override {quoted} cannot be read; write KEY=VALUE, with the value in quotes if it holds spaces or = , [ ]"
+        )
     return one_line(error).split(" See https")[0]

@@ -1,0 +1,305 @@
+"""Checkpoints: sharded safetensors, complete or absent, written while training goes on.
+
+    step-00001234/tensors/shard-*.safetensors   one file a rank; any other number of ranks can read them
+                  state.json                    everything that is not a tensor
+                  manifest.json                 bytes and sha256 of each file above, step, world size, fingerprints
+
+A save copies the tensors at the step boundary; a thread then writes `.tmp-step-00001234.<attempt>/` and, when every
+rank has synced its file, rank 0 writes the manifest and renames the folder. Nothing is pickled, neither way: torch's
+own checkpoint format would be, hence its Hugging Face writer and reader.
+"""
+
+import json
+import os
+import re
+import shutil
+import threading
+import uuid
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.tensor import DTensor
+
+from lvm.runtime.errors import UserError
+from lvm.runtime.files import read_json, sha256_file, sync_folder
+from lvm.runtime.lease import RunLease
+
+FORMAT_VERSION = 1
+_STEP = re.compile(r"step-(\d{8,})")
+
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
+def list_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
+    """The checkpoints in a folder, oldest first, not verified."""
+    if not Path(folder).is_dir():
+        return []
+    found = [(int(match[1]), path) for path in Path(folder).iterdir() if (match := _STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def newest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+    """The newest checkpoint whose every byte is as it was written, or None; says which damaged ones it passed over.
+
+    Reads all files once (sha256). In a run of several ranks let one rank ask and tell the others.
+    """
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            verify_checkpoint(path)
+            return path
+        except UserError as error:
+            warnings.warn(f"passed over a damaged checkpoint: {error}", stacklevel=2)
+    return None
+
+
+def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The manifest, after checking that exactly the files it lists are there with the sizes it lists."""
+    path = Path(path)
+    manifest = read_json(path / "manifest.json")
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise UserError(f"{path}/manifest.json lists no files; use another checkpoint")
+    if manifest.get("version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has checkpoint format {manifest.get('version')!r}; this version reads {FORMAT_VERSION}"
+        )
+    for name, entry in manifest["files"].items():
+        try:
+            size = (path / name).stat().st_size
+        except FileNotFoundError:
+            raise UserError(f"{path / name} is missing; use another checkpoint") from None
+        if size != entry["bytes"]:
+            raise UserError(f"{path / name} has {size} bytes instead of {entry['bytes']}; use another checkpoint")
+    foreign = {f"tensors/{file.name}" for file in (path / "tensors").glob("*")} - set(manifest["files"])
+    if foreign:
+        raise UserError(f"{path / min(foreign)} is not in the manifest; remove it")
+    return manifest
+
+
+def verify_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """`read_manifest`, and the sha256 of each file as well; raises `UserError` naming the damaged file."""
+    manifest = read_manifest(path)
+    for name, entry in manifest["files"].items():
+        if sha256_file(Path(path) / name) != entry["sha256"]:
+            raise UserError(f"{Path(path) / name} is damaged (its sha256 differs); use another checkpoint")
+    return manifest
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The state of a checkpoint alone, without its tensors."""
+    read_manifest(path)
+    state: dict[str, Any] = read_json(Path(path) / "state.json")
+    return state
+
+
+def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Global shape and dtype of each tensor in a checkpoint, by name."""
+    read_manifest(path)
+    metadata = HuggingFaceStorageReader(str(Path(path) / "tensors")).read_metadata().state_dict_metadata
+    return {key: (entry.size, entry.properties.dtype) for key, entry in metadata.items()}  # type: ignore[union-attr]
+
+
+def load_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Any]:
+    """Read a checkpoint into `tensors` in place and return its state.
+
+    DTensors receive their part, whatever the ranks it was saved from; no collective is used, so each rank may call
+    on its own. `prefix` ("model.") reads the tensors of that prefix only. Names and sizes of the files are checked;
+    `newest_checkpoint` or `verify_checkpoint` check their content. Raises `UserError`, before changing any tensor,
+    for a tensor that only one side has, and for another shape or dtype.
+    """
+    path = Path(path)
+    saved = {key: value for key, value in read_shapes(path).items() if key.startswith(prefix)}
+    if missing := sorted(set(tensors) - set(saved)):
+        raise UserError(f"{path} lacks {_some(missing)}; it belongs to another model or optimiser")
+    if foreign := sorted(set(saved) - set(tensors)):
+        raise UserError(f"{path} holds {_some(foreign)}, unknown here; it belongs to another model or optimiser")
+    for key, tensor in tensors.items():
+        size, dtype = saved[key]
+        if size != tensor.shape:
+            raise UserError(f"{path}: {key} has shape {list(size)}, here it is {list(tensor.shape)}")
+        if dtype != tensor.dtype:
+            raise UserError(f"{path}: {key} has dtype {dtype}, here it is {tensor.dtype}")
+    if tensors:
+        plain = {key: tensor.detach() for key, tensor in tensors.items()}
+        dcp.load(plain, storage_reader=HuggingFaceStorageReader(str(path / "tensors")), no_dist=True)
+    state: dict[str, Any] = read_json(path / "state.json")
+    return state
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run, one at a time, from a thread; every rank makes one and calls `save` alike.
+
+    Making one removes what a killed save left behind, so rank 0 must hold the run's lease by then.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], lease: RunLease | None = None, keep_last: int = 2) -> None:
+        if keep_last < 1:
+            raise UserError(f"keep_last is {keep_last}; at least 1 checkpoint must be kept")
+        self.folder, self.lease, self.keep_last = Path(folder), lease, keep_last
+        self._distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        # Its own group: collectives from a thread beside training's on one group deadlock.
+        self._group = dist.new_group(backend="gloo") if self._distributed else None
+        self._rank = dist.get_rank() if self._distributed else 0
+        self._world_size = dist.get_world_size() if self._distributed else 1
+        self._staging: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        if self._rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if lease is not None:
+                lease.check()
+            for pattern in (".tmp-step-*", ".old-step-*"):
+                for left in self.folder.glob(pattern):
+                    shutil.rmtree(left, ignore_errors=True)
+
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], fingerprints: Mapping[str, str]
+    ) -> None:
+        """Copy the tensors and write them in the background; waits first for a save that is still in flight.
+
+        `tensors` are this rank's (DTensors, or plain ones that every rank holds alike); `state` and `fingerprints`
+        are JSON values, and rank 0's are written. Raises what went wrong in the save before.
+        """
+        self.wait()
+        content = json.dumps(dict(state), indent=1, sort_keys=True) + "\n"
+        staged = self._stage(tensors)
+        self._thread = threading.Thread(
+            target=self._run, args=(step, staged, content, dict(fingerprints)), name=f"save-step-{step}", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the save in flight is complete on every rank; raises what went wrong in it."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _stage(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies in host memory; the buffers (pinned if the tensors are on a GPU) are used again by the next save."""
+        staged: dict[str, Tensor] = {}
+        on_gpu = False
+        for key, tensor in tensors.items():
+            tensor = tensor.detach()
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            buffer = self._staging.get(key)
+            if buffer is None or buffer.shape != local.shape or buffer.dtype != local.dtype:
+                buffer = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
+                self._staging[key] = buffer
+            buffer.copy_(local, non_blocking=local.is_cuda)
+            on_gpu |= local.is_cuda
+            # Not DTensor.from_local: it would copy the buffer back to the mesh's device.
+            staged[key] = DTensor(buffer, tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) else buffer
+        if on_gpu:
+            torch.cuda.synchronize()
+        return staged
+
+    def _run(self, step: int, tensors: dict[str, Tensor], state: str, fingerprints: dict[str, str]) -> None:
+        try:
+            self._write(step, tensors, state, fingerprints)
+        except BaseException as error:
+            self._error = error
+
+    def _write(self, step: int, tensors: dict[str, Tensor], state: str, fingerprints: dict[str, str]) -> None:
+        attempt = self.lease.attempt if self.lease is not None else 0
+        name = self._broadcast(f".tmp-step-{step:08d}.{attempt}-{uuid.uuid4().hex[:8]}")
+        aside = self.folder / name
+        problem: BaseException | None = None
+        mine: dict[str, dict[str, Any]] = {}
+        try:
+            writer = HuggingFaceStorageWriter(str(aside / "tensors"), save_distributed=True)
+            dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=not self._distributed)
+            mine = {
+                f"tensors/{file.name}": _describe(file)
+                for file in (aside / "tensors").glob(f"shard-{self._rank + 1:05d}-*")
+            }
+        except BaseException as error:
+            problem = error
+        parts = self._gather((mine, None if problem is None else f"rank {self._rank}: {problem}"))
+        failure: str | None = None
+        if self._rank == 0:
+            try:
+                failure = next((text for _, text in parts if text is not None), None)
+                if failure is None:
+                    files = {name: entry for part, _ in parts for name, entry in part.items()}
+                    self._complete(step, aside, files, state, fingerprints)
+            except BaseException as error:
+                problem, failure = error, f"rank 0: {error}"
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        failure = self._broadcast(failure)
+        if problem is not None:
+            raise problem
+        if failure is not None:
+            raise UserError(f"the checkpoint of step {step} could not be written: {failure}")
+
+    def _complete(
+        self, step: int, aside: Path, files: dict[str, Any], state: str, fingerprints: dict[str, str]
+    ) -> None:
+        """Rank 0: state, manifest, rename, and the oldest folders removed."""
+        (aside / "tensors").mkdir(parents=True, exist_ok=True)
+        _write_synced(aside / "state.json", state)
+        manifest = {
+            "version": FORMAT_VERSION,
+            "step": step,
+            "world_size": self._world_size,
+            "fingerprints": fingerprints,
+            "files": files | {"state.json": _describe(aside / "state.json")},
+        }
+        _write_synced(aside / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        sync_folder(aside / "tensors")
+        sync_folder(aside)
+        if self.lease is not None:
+            self.lease.check()
+        final = step_folder(self.folder, step)
+        old = self.folder / f".old-{final.name}"
+        if final.exists():  # a damaged one that was passed over, or the same step saved again
+            os.rename(final, old)
+        os.rename(aside, final)
+        sync_folder(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+        # A damaged later folder must not count: it would push out the good ones.
+        earlier = [path for path in list_checkpoints(self.folder) if int(path.name.removeprefix("step-")) <= step]
+        for path in earlier[: -self.keep_last]:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _broadcast(self, value: Any) -> Any:
+        if not self._distributed:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
+
+    def _gather(self, value: Any) -> list[Any]:
+        if not self._distributed:
+            return [value]
+        gathered: list[Any] | None = [None] * self._world_size if self._rank == 0 else None
+        dist.gather_object(value, gathered, dst=0, group=self._group)
+        return gathered or []
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+
+
+def _write_synced(path: Path, content: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

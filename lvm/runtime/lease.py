@@ -1,0 +1,129 @@
+"""The lease of a run folder: at most one incarnation of a run writes there.
+
+A requeued job can start while ranks of its former incarnation still live (a killed node daemon leaves them running).
+Whoever holds the lease may rename checkpoints into place; the former holder finds at its next check that it lost it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lvm.runtime.errors import UserError
+from lvm.runtime.files import atomic_write
+
+
+def process_start(pid: int) -> str | None:
+    """When a process of this host started, in clock ticks since boot, or None if it is dead. Tells a reused pid."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces and parentheses
+    return None if fields[0] in ("Z", "X") else fields[19]
+
+
+def boot_id() -> str:
+    """Of the running kernel; containers of one host may share a host name but not each other's pids."""
+    parts = []
+    for read in (
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        lambda: os.readlink("/proc/self/ns/pid"),
+    ):
+        with contextlib.suppress(OSError):
+            parts.append(read())
+    return " ".join(parts)
+
+
+class RunLease:
+    """Held from construction to `release`; rank 0 of a run makes one.
+
+    Takes over at once from a dead process of this host, and from the same Slurm job at a lower restart count.
+    Raises `UserError` naming host, pid and time where the owner lives (or may live: another host is not asked).
+    `attempt` counts the incarnations of the run from 0.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str]) -> None:
+        self.path = Path(run_dir) / "lease.json"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._token = uuid.uuid4().hex
+        with self._locked():
+            owner = self._read()
+            if owner and not owner.get("released") and not may_take_over(owner):
+                raise UserError(
+                    f"{run_dir} is in use by pid {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}; "
+                    f"stop it, use another run_dir, or remove {self.path} if that process is surely gone"
+                )
+            self.attempt = int(owner.get("attempt", -1)) + 1
+            self._record = describe_self() | {"token": self._token, "attempt": self.attempt}
+            atomic_write(self.path, json.dumps(self._record, indent=1) + "\n")
+
+    def check(self) -> None:
+        """Raise `UserError` if another incarnation took the lease; ask before each rename."""
+        owner = self._read()
+        if owner.get("token") != self._token or owner.get("released"):
+            raise UserError(
+                f"the lease {self.path} was taken over by pid {owner.get('pid')} on {owner.get('host')} "
+                f"at {owner.get('since')}; this process stops and writes nothing more"
+            )
+
+    def release(self) -> None:
+        """Give the lease back; does nothing where it was lost."""
+        with self._locked():
+            if self._read().get("token") == self._token:
+                atomic_write(self.path, json.dumps(self._record | {"released": True}, indent=1) + "\n")
+
+    def __enter__(self) -> "RunLease":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            value = json.loads(self.path.read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Read and replace as one, between processes; the kernel drops the lock of a killed one."""
+        descriptor = os.open(self.path.with_name(".lease.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks: the token still tells who won
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def describe_self() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "boot": boot_id(),
+        "pid": os.getpid(),
+        "start": process_start(os.getpid()),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+    }
+
+
+def may_take_over(owner: Mapping[str, Any]) -> bool:
+    """Whether the owner is surely dead, or a former incarnation of this Slurm job."""
+    here = describe_self()
+    if here["job"] is not None and owner.get("job") == here["job"] and here["restart"] > int(owner.get("restart") or 0):
+        return True
+    if owner.get("host") != here["host"]:
+        return False
+    if owner.get("boot") != here["boot"]:
+        # The host was booted since, or it is another container there; only the first is surely dead.
+        return str(owner.get("boot")).split()[:1] != here["boot"].split()[:1]
+    return process_start(int(owner["pid"])) != owner.get("start")
