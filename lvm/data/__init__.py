@@ -1,0 +1,18 @@
+"""From token stores to windows: mixture, schedule, packing and the loader. Window i is a pure function of (plan, i)."""
+
+from lvm.data.config import DataConfig, EntryConfig, SourceConfig, StageConfig, data_config
+from lvm.data.loader import WindowDataset, WindowLoader
+from lvm.data.plan import PLAN_VERSION, TokenPlan, Window
+
+__all__ = [
+    "PLAN_VERSION",
+    "DataConfig",
+    "EntryConfig",
+    "SourceConfig",
+    "StageConfig",
+    "TokenPlan",
+    "Window",
+    "WindowDataset",
+    "WindowLoader",
+    "data_config",
+]

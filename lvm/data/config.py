@@ -1,0 +1,132 @@
+"""What a plan is made of, as frozen dataclasses: the keys of configs/data/*.yaml.
+
+    seq_len: 576
+    packing: aligned
+    sources:
+      world: {store: PATH}
+    entries:
+      depth: {source: world, recipe: pairs, weight: 10, input: image, output: depth}
+      clips: {source: world, recipe: video, weight: 20, strides: [1]}
+
+An entry's keys beyond source, recipe and weight are the options of its recipe (`lvm/sentences/`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from lvm.runtime import UserError, build
+from lvm.sentences import RECIPES, Recipe
+
+PLAN_VERSION = 1  # raised by any change that gives other windows for an equal config
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    store: str = ""  # folder of a token store; may be empty where the store is handed over opened
+    exclude_views: tuple[int, ...] = ()  # views that no sentence may show (held-out latents)
+    exclude_groups: tuple[str, ...] = ()  # groups held out by name, for a source of few groups
+
+
+@dataclass(frozen=True)
+class EntryConfig:
+    source: str  # a key of `sources`
+    recipe: str  # single, video or pairs
+    weight: float  # share of the mixture, relative to the other entries; see `weights_by`
+    options: dict[str, Any] = field(default_factory=dict)  # of the recipe
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    from_window: int  # first window of the stage, which starts a fresh stream there; 0 for the first
+    weights: dict[str, float] = field(default_factory=dict)  # entry -> weight in place of its own; 0 leaves it out
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    seq_len: int  # T, tokens the model is fed; a window holds one more
+    sources: dict[str, SourceConfig]
+    entries: dict[str, EntryConfig]
+    packing: Literal["concat", "aligned"] = "concat"  # aligned: no sentence is cut, the rest of a window is PAD
+    seed: int = 0  # of the order of everything
+    held_out_per_mille: int = 10  # groups that are in no window: hash(group) mod 1000 below this
+    weights_by: Literal["tokens", "sentences"] = "tokens"  # what the weights are shares of
+    period: int = 4096  # sentences in which the mixture repeats; longer for entries of tiny weight
+    shuffle_block: int = 65536  # neighbouring units shuffled together; smaller reads less of a source at a time
+    stages: tuple[StageConfig, ...] = (StageConfig(0),)
+
+    def __post_init__(self) -> None:
+        for name, least in (("seq_len", 1), ("period", 1), ("shuffle_block", 1), ("held_out_per_mille", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"data.{name} is {getattr(self, name)}; use {least} or more")
+        if self.held_out_per_mille >= 1000:
+            raise UserError(
+                f"data.held_out_per_mille is {self.held_out_per_mille}; 1000 holds out everything, use less"
+            )
+        if not self.entries:
+            raise UserError("data.entries is empty; name at least one entry")
+        for name, entry in self.entries.items():
+            if entry.source not in self.sources:
+                known = ", ".join(self.sources) or "none is named"
+                raise UserError(
+                    f"entry {name!r} reads source {entry.source!r}, which data.sources lacks; known: {known}"
+                )
+            if entry.recipe not in RECIPES:
+                raise UserError(f"entry {name!r} has recipe {entry.recipe!r}; use one of {', '.join(RECIPES)}")
+            if entry.weight < 0:
+                raise UserError(f"entry {name!r} has weight {entry.weight:g}; use 0 (left out) or more")
+        starts = [stage.from_window for stage in self.stages]
+        if starts[:1] != [0] or any(a >= b for a, b in zip(starts, starts[1:])):
+            raise UserError(f"data.stages start at windows {starts}; the first must be 0 and each later than the last")
+        for number, stage in enumerate(self.stages):
+            for name, weight in stage.weights.items():
+                if name not in self.entries:
+                    raise UserError(
+                        f"data.stages[{number}].weights names {name!r}, which is no entry; known: {', '.join(self.entries)}"
+                    )
+                if weight < 0:
+                    raise UserError(f"data.stages[{number}].weights.{name} is {weight:g}; use 0 (left out) or more")
+            if not any(weight > 0 for weight in self.weights(number)):
+                raise UserError(f"no entry of data.stages[{number}] has a weight above 0")
+
+    def weights(self, stage: int) -> list[float]:
+        """Weight of each entry in a stage."""
+        own = self.stages[stage].weights
+        return [float(own.get(name, entry.weight)) for name, entry in self.entries.items()]
+
+
+def data_config(config: "DataConfig | Mapping[str, Any]") -> DataConfig:
+    """A `DataConfig` from plain containers. `entries` is a mapping of names, or a list of mappings with `name`.
+
+    Raises `UserError` for unknown or missing keys, those of recipes included.
+    """
+    if isinstance(config, DataConfig):
+        return config
+    values = dict(config)
+    entries = values.get("entries", {})
+    if not isinstance(entries, Mapping):
+        named = {}
+        for index, entry in enumerate(entries):
+            if not isinstance(entry, Mapping) or "name" not in entry:
+                raise UserError(f"data.entries[{index}] has no name; give it one")
+            if entry["name"] in named:
+                raise UserError(f"data.entries has two entries named {entry['name']!r}; rename one")
+            named[entry["name"]] = {key: value for key, value in entry.items() if key != "name"}
+        entries = named
+    own = {f.name for f in fields(EntryConfig)} - {"options"}
+    values["entries"] = {
+        name: {
+            **{key: value for key, value in entry.items() if key in own},
+            "options": {key: value for key, value in entry.items() if key not in own},
+        }
+        for name, entry in entries.items()
+    }
+    built = build(DataConfig, values, "data")
+    for name in built.entries:
+        make_recipe(built, name)
+    return built
+
+
+def make_recipe(config: DataConfig, name: str) -> Recipe:
+    entry = config.entries[name]
+    return build(RECIPES[entry.recipe], entry.options, f"data.entries.{name}")

@@ -1,0 +1,386 @@
+"""`TokenPlan`: the endless list of windows of a mixture, each a pure function of the plan and its number.
+
+    plan = TokenPlan.from_config(config)
+    plan.windows(next_window, 8).tokens         # int64 [8, T + 1]
+
+Window -> sentences (packing) -> entry and draw (schedule) -> units (keyed permutation) -> pictures (recipe) -> codes
+(store). Rank, world size, batch size and restarts do not enter. Nothing is random but by keyed hashes.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lvm.data.config import PLAN_VERSION, DataConfig, data_config
+from lvm.data.entries import Draws, Entry, open_entries
+from lvm.data.packing import AlignedPacking, ConcatPacking, Placed
+from lvm.data.schedule import Schedule, make_schedule, sentence_shares, slot_counts
+from lvm.runtime import UserError
+from lvm.runtime.hashing import seed_from
+from lvm.sentences import PAD, ROLES, Pictures
+
+if TYPE_CHECKING:
+    from jaxtyping import Int8, Int16, Int64
+
+    from lvm.store import TokenStore
+
+
+@dataclass(frozen=True)
+class Window:
+    """T + 1 tokens (the model is fed the first T), of one window or of n: shapes [T+1] or [n, T+1]."""
+
+    tokens: "Int64[np.ndarray, '*n t']"
+    source: "Int16[np.ndarray, '*n t']"  # index of the entry, -1 for PAD
+    role: "Int8[np.ndarray, '*n t']"  # input 0, answer 1, special 2 (BOS, EOS), pad 3
+
+
+@dataclass(frozen=True)
+class Stage:
+    first_window: int
+    schedule: Schedule
+    packing: ConcatPacking | AlignedPacking
+    draws_before: "Int64[np.ndarray, 'entries']"  # draws of each entry in the stages before
+
+
+@dataclass(frozen=True)
+class _Sentences:
+    """Sentences of some windows, in window order."""
+
+    placed: Placed
+    entry: "Int64[np.ndarray, 's']"
+    draw: "Int64[np.ndarray, 's']"
+
+
+class TokenPlan:
+    """Build with `from_config`. Cheap to pickle as long as its stores are."""
+
+    def __init__(self, config: DataConfig, stores: "Mapping[str, TokenStore]"):
+        self.config = config
+        self.stores = dict(stores)
+        first = next(iter(self.stores.values()))
+        self.tokens_per_picture, self.num_codes = int(first.tokens_per_picture), int(first.num_codes)
+        self.bos, self.eos, self.pad = self.num_codes, self.num_codes + 1, self.num_codes + 2
+        self.seq_len = config.seq_len
+        weights = [config.weights(number) for number in range(len(config.stages))]
+        used = [name for i, name in enumerate(config.entries) if any(stage[i] > 0 for stage in weights)]
+        self.names = tuple(config.entries)
+        opened = {entry.name: entry for entry in open_entries(config, self.stores, used)}
+        self.entries: list[Entry] = list(opened.values())
+        # Entries that no stage uses keep their index: `source` is the place in the config.
+        self._row = np.array([used.index(name) if name in opened else -1 for name in self.names])
+        self._index = np.array([self.names.index(name) for name in used])
+        self._draws = Draws(self.entries, config.seed, config.shuffle_block)
+        self.stages = self._make_stages(weights)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: DataConfig | Mapping[str, Any],
+        stores: "Mapping[str, TokenStore] | None" = None,
+        tokenizer_fingerprint: str | None = None,
+    ) -> "TokenPlan":
+        """A plan over the stores that the config names, or over `stores` (source -> opened store) in their place.
+
+        Raises `UserError` for a config that cannot be: a missing store, stores of different tokenizers or of another
+        one than `tokenizer_fingerprint`, an empty source, an unknown channel, a context too short for a sentence.
+        """
+        config = data_config(config)
+        stores = dict(stores or {})
+        for name, source in config.sources.items():
+            if name in stores:
+                continue
+            if not source.store:
+                raise UserError(
+                    f"source {name!r} has no store; set data.sources.{name}.store=FOLDER (see lvm tokenize)"
+                )
+            from lvm.store import TokenStore
+
+            stores[name] = TokenStore(source.store)
+        stores = {name: stores[name] for name in config.sources}
+        _check_tokenizers(stores, tokenizer_fingerprint)
+        return cls(config, stores)
+
+    def _make_stages(self, weights: list[list[float]]) -> list[Stage]:
+        config, stages = self.config, []
+        lengths = np.array([entry.length for entry in self.entries], np.int64)
+        packing_type = AlignedPacking if config.packing == "aligned" else ConcatPacking
+        if config.packing == "aligned":
+            for entry in self.entries:
+                if entry.length > self.seq_len + 2:
+                    raise UserError(
+                        f"entry {entry.name!r} has sentences of {entry.length - 2} picture tokens, which do not fit "
+                        f"data.seq_len={self.seq_len} when aligned; use data.seq_len={entry.length - 2}, fewer pictures "
+                        "or data.packing=concat"
+                    )
+        draws_before = np.zeros(len(self.entries), np.int64)
+        for number, stage in enumerate(config.stages):
+            own = np.array([weights[number][i] for i in self._index])
+            shares = sentence_shares(own, [entry.recipe.pictures for entry in self.entries], config.weights_by)
+            counts = slot_counts(shares, config.period, [entry.name for entry in self.entries])
+            schedule = make_schedule(counts, seed_from("schedule", config.seed, number))
+            packing = packing_type(lengths[schedule.slots], config.seq_len)
+            stages.append(Stage(stage.from_window, schedule, packing, draws_before))
+            if number + 1 < len(config.stages):
+                periods, slots = packing.started(config.stages[number + 1].from_window - stage.from_window)
+                draws = periods * counts
+                np.maximum.at(
+                    draws, schedule.slots[slots], (periods * counts)[schedule.slots[slots]] + schedule.rank[slots] + 1
+                )
+                draws_before = draws_before + draws
+        return stages
+
+    # Windows.
+
+    def window(self, i: int) -> Window:
+        """Window i, each field [T+1]."""
+        batch = self.windows(i, 1)
+        return Window(batch.tokens[0], batch.source[0], batch.role[0])
+
+    def __getitem__(self, i: int) -> "Int64[np.ndarray, 't']":
+        """The tokens of window i alone."""
+        return self.window(i).tokens
+
+    def windows(self, i: int, n: int) -> Window:
+        """Windows i .. i+n-1, each field [n, T+1]; equal to n calls of `window`."""
+        parts = [self._render(*part) for part in self._by_stage(i, n)]
+        if len(parts) == 1:
+            return parts[0]
+        return Window(*(np.concatenate(column) for column in zip(*((p.tokens, p.source, p.role) for p in parts))))
+
+    def _by_stage(self, i: int, n: int) -> Iterator[tuple[Stage, int, int]]:
+        """(stage, window within it, how many) for windows i .. i+n-1."""
+        if i < 0 or n < 1:
+            raise IndexError(f"windows {i} .. {i + n - 1}")
+        starts = [stage.first_window for stage in self.stages]
+        for number, stage in enumerate(self.stages):
+            end = starts[number + 1] if number + 1 < len(starts) else i + n
+            first, last = max(i, starts[number]), min(i + n, end)
+            if first < last:
+                yield stage, first - starts[number], last - first
+
+    def _sentences(self, stage: Stage, window: int, n: int) -> _Sentences:
+        placed = stage.packing.place(window, n)
+        period, slot = np.divmod(placed.sentence, self.config.period)
+        entry = stage.schedule.slots[slot].astype(np.int64)
+        draw = stage.draws_before[entry] + period * stage.schedule.counts[entry] + stage.schedule.rank[slot]
+        return _Sentences(placed, entry, draw)
+
+    def _compose(
+        self, entry: "Int64[np.ndarray, 's']", draw: "Int64[np.ndarray, 's']"
+    ) -> Iterator[tuple[int, Any, Pictures]]:
+        """(entry, which of the sentences, their pictures) for each entry among the sentences."""
+        drawn = self._draws.draw(entry, draw)
+        order = np.argsort(entry, kind="stable")
+        borders = np.flatnonzero(np.diff(entry[order])) + 1
+        for here in np.split(order, borders):
+            row = int(entry[here[0]])
+            recipe = self.entries[row].recipe
+            items = drawn.unit[drawn.first[here][:, None] + np.arange(recipe.units)]
+            yield row, here, recipe.compose(items, drawn.key[here], self.entries[row].store)
+
+    def _render(self, stage: Stage, window: int, n: int) -> Window:
+        sentences, width = self._sentences(stage, window, n), self.seq_len + 1
+        concat = isinstance(stage.packing, ConcatPacking)
+        size = n * self.seq_len + 1 if concat else n * width
+        margin = max(entry.length for entry in self.entries) if concat else 0  # sentences may stick out at both ends
+        tokens = np.full(size + 2 * margin, self.pad, np.int64)
+        source = np.full(size + 2 * margin, -1, np.int16)
+        role = np.full(size + 2 * margin, PAD, np.int8)
+        composed = list(self._compose(sentences.entry, sentences.draw))
+        for (row, here, _), codes in zip(composed, self._codes(composed)):
+            entry = self.entries[row]
+            written = stage.packing.written(entry.length)
+            places = sentences.placed.start[here][:, None] + (np.arange(written) + margin)
+            sentence = np.empty((len(here), entry.length), np.int64)
+            sentence[:, 0], sentence[:, -1] = self.bos, self.eos
+            sentence[:, 1:-1] = codes
+            tokens[places] = sentence[:, :written]
+            source[places] = self._index[row]
+            role[places] = self._roles[row][:written]
+        fields = (tokens, source, role)
+        if concat:
+            cut = (
+                np.lib.stride_tricks.sliding_window_view(f[margin : margin + size], width)[:: self.seq_len]
+                for f in fields
+            )
+            return Window(*(np.ascontiguousarray(view) for view in cut))
+        return Window(*(f.reshape(n, width) for f in fields))
+
+    def _codes(self, composed: "list[tuple[int, Any, Pictures]]") -> "list[Int64[np.ndarray, 's t']]":
+        """The codes of each group of sentences, all pictures of one store gathered at once."""
+        codes: list[Any] = [None] * len(composed)
+        for name, store in self.stores.items():
+            mine = [i for i, (row, _, _) in enumerate(composed) if self.entries[row].source == name]
+            if not mine:
+                continue
+            pictures = [composed[i][2] for i in mine]
+            flat = (np.concatenate([getattr(p, f).reshape(-1) for p in pictures]) for f in ("item", "channel", "frame"))
+            gathered = store.pictures(*flat)
+            first = 0
+            for i, p in zip(mine, pictures):
+                codes[i] = gathered[first : first + p.item.size].reshape(len(p.item), -1)
+                first += p.item.size
+        return codes
+
+    @cached_property
+    def _roles(self) -> "list[Int8[np.ndarray, 'length']]":
+        return [entry.roles() for entry in self.entries]
+
+    # What the plan says of itself.
+
+    def explain(self, i: int) -> list[dict[str, Any]]:
+        """The sentences of window i in order: entry, recipe, draw, where its tokens lie, and every picture's origin.
+
+        `start` is the place of the sentence's BOS in the window (negative where the window cuts it), `end` that behind
+        its last token. Each picture says where its codes stand: store, shard, member of the tar and row.
+        """
+        ((stage, window, _),) = self._by_stage(i, 1)
+        sentences = self._sentences(stage, window, 1)
+        epochs = self._draws.draw(sentences.entry, sentences.draw).epoch
+        rows: list[dict[str, Any]] = [{} for _ in sentences.entry]
+        for row, here, pictures in self._compose(sentences.entry, sentences.draw):
+            entry, store = self.entries[row], self.entries[row].store
+            for place, at in enumerate(here.tolist()):
+                start = int(sentences.placed.start[at])
+                rows[at] = {
+                    "entry": entry.name,
+                    "source": entry.source,
+                    "recipe": self.config.entries[entry.name].recipe,
+                    "stage": self.stages.index(stage),
+                    "sentence": int(sentences.placed.sentence[at]),
+                    "draw": int(sentences.draw[at]),
+                    "epoch": int(epochs[at]),
+                    "start": start,
+                    "end": start + stage.packing.written(entry.length),
+                    "pictures": [
+                        self._explain_picture(store, entry, *numbers)
+                        for numbers in zip(
+                            pictures.item[place].tolist(),
+                            pictures.channel[place].tolist(),
+                            pictures.frame[place].tolist(),
+                            entry.recipe.roles().tolist(),
+                        )
+                    ],
+                }
+        return rows
+
+    def _explain_picture(
+        self, store: "TokenStore", entry: Entry, item: int, bit: int, frame: int, role: int
+    ) -> dict[str, Any]:
+        channel = store.channels[bit]
+        shard, member, row = store.locate(item, channel, frame)
+        return {
+            "item": item,
+            "id": store.id(item),
+            "view": int(store.view[item]),
+            "channel": channel,
+            "frame": frame,
+            "role": ROLES[role],
+            "store": str(getattr(store, "path", entry.source)),
+            "shard": shard,
+            "member": member,
+            "row": row,
+        }
+
+    def describe(self) -> list[dict[str, Any]]:
+        """One row for each entry and stage: what `lvm data plan` prints. Shares are of sentences and picture tokens."""
+        rows = []
+        for number, stage in enumerate(self.stages):
+            counts = stage.schedule.counts
+            pictures = counts * np.array([entry.recipe.pictures for entry in self.entries])
+            for row, entry in enumerate(self.entries):
+                if counts[row] == 0:
+                    continue
+                rows.append(
+                    {
+                        "stage": number,
+                        "entry": entry.name,
+                        "source": entry.source,
+                        "recipe": self.config.entries[entry.name].recipe,
+                        "units": len(entry.units),
+                        "sentences": entry.num_sentences,
+                        "pictures": entry.recipe.pictures,
+                        "tokens": entry.num_sentences * entry.length,
+                        "sentences_per_period": int(counts[row]),
+                        "sentence_share": float(counts[row] / counts.sum()),
+                        "token_share": float(pictures[row] / pictures.sum()),
+                        "left_out": dict(entry.left_out),
+                    }
+                )
+        return rows
+
+    def waste(self, stage: int = 0) -> float:
+        """Share of tokens that is PAD."""
+        return self.stages[stage].packing.waste()
+
+    def left_out(self) -> Counter[str]:
+        """Reason -> items that no sentence may show by a rule of the plan, summed over entries."""
+        return sum((Counter(entry.left_out) for entry in self.entries), Counter())
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """All that decides the bytes of windows: equal facts, equal windows. What differs is shown on a refused resume."""
+        config = self.config
+        return {
+            "plan_version": PLAN_VERSION,
+            "stores": {name: store.fingerprint for name, store in self.stores.items()},
+            "vocabulary": {"num_codes": self.num_codes, "bos": self.bos, "eos": self.eos, "pad": self.pad},
+            "tokens_per_picture": self.tokens_per_picture,
+            "seq_len": config.seq_len,
+            "packing": config.packing,
+            "seed": config.seed,
+            "shuffle_block": config.shuffle_block,
+            "held_out_per_mille": config.held_out_per_mille,
+            "excluded": {
+                name: {"views": sorted(source.exclude_views), "groups": sorted(source.exclude_groups)}
+                for name, source in config.sources.items()
+            },
+            "entries": [
+                {
+                    "index": int(self._index[row]),
+                    "name": entry.name,
+                    "source": entry.source,
+                    "recipe": self.config.entries[entry.name].recipe,
+                    "options": repr(entry.recipe),
+                    "sentences": entry.num_sentences,
+                }
+                for row, entry in enumerate(self.entries)
+            ],
+            "stages": [
+                {
+                    "from_window": stage.first_window,
+                    "slots": hashlib.sha256(np.ascontiguousarray(stage.schedule.slots, "<i2").tobytes()).hexdigest(),
+                }
+                for stage in self.stages
+            ],
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex sha256 of `facts`."""
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_tokenizers(stores: "Mapping[str, TokenStore]", expected: str | None) -> None:
+    first_name, first = next(iter(stores.items()))
+    for name, store in stores.items():
+        if expected is not None and store.tokenizer_fingerprint != expected:
+            raise UserError(
+                f"the store of source {name!r} was made by tokenizer {store.tokenizer_fingerprint[:12]}, not by "
+                f"{expected[:12]}; tokenize that source again or name the other tokenizer"
+            )
+        if (store.tokenizer_fingerprint, store.tokens_per_picture, store.num_codes) != (
+            first.tokenizer_fingerprint,
+            first.tokens_per_picture,
+            first.num_codes,
+        ):
+            raise UserError(
+                f"the stores of sources {first_name!r} and {name!r} were made by different tokenizers "
+                f"({first.tokenizer_fingerprint[:12]} and {store.tokenizer_fingerprint[:12]}); tokenize one of them again"
+            )
