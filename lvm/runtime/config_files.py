@@ -8,7 +8,7 @@ Hydra's global state is restored after each call, so one process may compose as 
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def explain(error: BaseException, known_keys: Any) -> str:
+def explain(error: BaseException, known_keys: Callable[[], list[str]]) -> str:
     """One line that quotes the value and the remedy, from Hydra's or OmegaConf's message."""
     chain = [error]
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
@@ -99,14 +99,15 @@ def explain(error: BaseException, known_keys: Any) -> str:
     if match := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':\s+((?:\S+\s*\n?)+)", text):
         name, group, options = match[1], match[2], match[3].split("Config search path")[0].split()
         return f"{group}={name.removeprefix(group + '/')} is unknown; known: {', '.join(options)}"
-    if match := re.search(r"Could not (?:override|append to|delete) '?([^'\s]+)'?", text):
-        key = match[1].split("@")[0].rstrip(".").split("=")[0]
+    if match := re.search(r"An item is already at '([^']+)'|Multiple values for (\S+?)\. ", text):
+        key = match[1] or match[2]
+        return f"config key {key!r} exists already; write {key}=VALUE without the +"
+    if match := re.search(r"Could not override '([^']+)'|delete from config. '([^']+)' does not exist", text):
+        key = (match[1] or match[2]).split("@")[0]
         keys = known_keys()
         near = difflib.get_close_matches(key, keys, n=1)
         if not near:  # a right name under a wrong parent
             near = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]][:1]
-        if "already" in text:
-            return f"config key {key!r} exists already; write {key}=VALUE without the +"
         tops = ", ".join(k for k in keys if "." not in k)
         return f"unknown config key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {tops}")
     if match := re.search(r"Missing mandatory value: (\S+)", text):
@@ -114,10 +115,6 @@ def explain(error: BaseException, known_keys: Any) -> str:
     if match := re.search(r"Interpolation key '([^']+)' not found", text):
         where = re.search(r"full_key: (\S+)", text)
         return f"config key {where[1] if where else '?'!r} refers to ${{{match[1]}}}, which does not exist"
-    if type(error).__name__ == "OverrideParseException":
-        value = re.search(r"Error (?:parsing|when parsing) override '(.*)'", text)
-        quoted = repr(value[1]) if value else f"({one_line(error).split(' See https')[0]})"
-        return (
-            f"override {quoted} cannot be read; write KEY=VALUE, with the value in quotes if it holds spaces or = , [ ]"
-        )
+    if (override := getattr(error, "override", None)) is not None:  # OverrideParseException
+        return f"override {override!r} cannot be read; write KEY=VALUE, in quotes where VALUE holds = , [ or a space"
     return one_line(error).split(" See https")[0]

@@ -4,8 +4,14 @@ The model file and the tokenizer's core import nothing of ours; they raise their
 carrying `user_error = True`, and `exit_with_one_line` treats those the same.
 """
 
+import errno
+import os
 import sys
 from collections.abc import Callable
+
+
+# A full disk or a folder one may not write to: the operating system's own line names the file.
+_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class UserError(ValueError):
@@ -25,8 +31,11 @@ def exit_with_one_line(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # `lvm ... | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Exception as error:
-        if not is_user_error(error):
+        if not is_user_error(error) and getattr(error, "errno", None) not in _MACHINE_ERRORS:
             raise
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)

@@ -1,0 +1,105 @@
+"""What a rank needs to know of the others, and how all ranks agree to stop at the same step.
+
+Everything here works without a process group too, as one rank of one.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lvm.runtime.errors import is_user_error
+
+
+class Distributed:
+    """Rank, world size and a control group on gloo, apart from the group of training and that of checkpoints.
+
+    Every rank makes one at the same place, after the launcher initialised the process group.
+    """
+
+    def __init__(self, timeout: timedelta = timedelta(minutes=30)) -> None:
+        initialized = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if initialized else 0
+        self.world_size = dist.get_world_size() if initialized else 1
+        self.control = dist.new_group(backend="gloo", timeout=timeout) if self.world_size > 1 else None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.control is not None:
+            dist.barrier(group=self.control)
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value (small; plain Python values) on every rank."""
+        if self.control is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value (small; plain Python values), in the order of ranks, on every rank."""
+        if self.control is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def together(self, error: BaseException | None) -> None:
+        """Raise on every rank if any rank has an error, so that none waits for a rank that gave up.
+
+        A rank with its own error raises that; the others raise the first one's text.
+        """
+        texts = self.gather(None if error is None else (type(error).__name__, str(error), is_user_error(error)))
+        if error is not None:
+            raise error
+        for rank, text in enumerate(texts):
+            if text is not None:
+                raise RankError(f"rank {rank} failed with {text[0]}: {text[1]}", user_error=text[2])
+
+
+class RankError(RuntimeError):
+    """Another rank failed; `user_error` is as it was there."""
+
+    def __init__(self, message: str, user_error: bool) -> None:
+        super().__init__(message)
+        self.user_error = user_error
+
+
+class StopAgreement:
+    """All ranks stop at the same step though a signal reaches them at different ones, without waiting for each other.
+
+    Each step: `submit(flag)`, compute, and at the next step `agreed()` before the next `submit`. Submitting starts a
+    MAX all-reduce on the control group; by the time it is read, one step later, it has long finished.
+    """
+
+    def __init__(self, distributed: Distributed) -> None:
+        self._group = distributed.control
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._work: Any = None
+        self._agreed = False
+
+    def submit(self, flag: bool) -> None:
+        """Say whether this rank wants to stop; every rank submits once a step."""
+        self.agreed()
+        self._flag = torch.tensor([int(flag)], dtype=torch.int32)
+        if self._group is None:
+            self._work = _Done()
+        else:
+            self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+
+    def agreed(self) -> bool:
+        """Whether any rank wanted to stop at the last submission; stays true once it was."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+            self._agreed = self._agreed or bool(self._flag.item())
+        return self._agreed
+
+
+class _Done:
+    def wait(self) -> None:
+        pass

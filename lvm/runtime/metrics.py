@@ -1,0 +1,136 @@
+"""Metrics: one JSON line a record, one file an attempt, merged by step when read.
+
+    metrics/attempt-0000.jsonl    a run's first incarnation
+    metrics/attempt-0001.jsonl    the next one, which resumed at a checkpoint and so repeats some steps
+
+A file is only appended to, so a killed run costs at most half a line. wandb is fed too where it is asked for.
+"""
+
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_PATTERN = "attempt-*.jsonl"
+
+
+class MetricsLog:
+    """Rank 0's log of one attempt. `folder` is `RUN/metrics`; the attempt's number is the next free one.
+
+    `resumed_at` is the step this attempt continued from: what former attempts logged after it counts no more.
+    `wandb` holds arguments of `wandb.init` (project, name, id ...), or None. Without an API key it runs offline;
+    whatever fails in it is said once and never stops the run.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], resumed_at: int = 0, wandb: Mapping[str, Any] | None = None
+    ) -> None:
+        folder = Path(folder)
+        self._first: dict[str, Any] = {"resumed_at": int(resumed_at)}
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(path.stem.removeprefix("attempt-")) for path in folder.glob(_PATTERN)), default=-1)
+        while True:
+            self.path = folder / f"attempt-{number:04d}.jsonl"
+            try:
+                self._file = open(self.path, "x", encoding="utf-8")  # noqa: SIM115
+                break
+            except FileExistsError:
+                number += 1
+        self._wandb = _open_wandb(folder, wandb) if wandb is not None else None
+
+    def log(self, step: int, **values: Any) -> None:
+        """Write one record: `step`, the time, and numbers, strings or nested mappings of them."""
+        plain = {key: _plain(value) for key, value in values.items()}
+        record = {"step": int(step), "time": round(time.time(), 3)} | self._first | plain
+        self._first = {}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._wandb is not None:
+            try:
+                self._wandb.log(plain, step=int(step))
+            except Exception as error:
+                warnings.warn(f"wandb stopped ({error}); metrics go on in {self.path}", stacklevel=2)
+                self._wandb = None
+
+    def close(self) -> None:
+        self._file.close()
+        if self._wandb is not None:
+            try:
+                self._wandb.finish()
+            except Exception as error:
+                warnings.warn(f"wandb could not finish ({error})", stacklevel=2)
+            self._wandb = None
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of all attempts as one history, by step.
+
+    An attempt overrules what earlier ones logged after the step it resumed at, and at each step it logged itself.
+    Records of one attempt at one step (loss and evaluation) are merged, the later value of a key winning.
+    A half line at the end of a file, left by a kill, is left out.
+    """
+    history: dict[int, dict[str, Any]] = {}
+    for path in sorted(Path(folder).glob(_PATTERN), key=lambda path: int(path.stem.removeprefix("attempt-"))):
+        records = _read_lines(path)
+        if not records:
+            continue
+        resumed_at = records[0].pop("resumed_at", records[0]["step"] - 1)
+        mine: dict[int, dict[str, Any]] = {}
+        for record in records:
+            mine[record["step"]] = mine.get(record["step"], {}) | record
+        history = {step: record for step, record in history.items() if step <= resumed_at} | mine
+    return [history[step] for step in sorted(history)]
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
+
+
+def _plain(value: Any) -> Any:
+    """JSON values of tensors, arrays and mappings; a number that is not finite becomes its name."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):  # tensors, numpy arrays and numpy numbers
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _open_wandb(folder: Path, arguments: Mapping[str, Any]) -> Any:
+    try:
+        import wandb
+
+        has_key = bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in _netrc()
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
+        return wandb.init(dir=str(folder.parent), **({"mode": mode, "resume": "allow"} | dict(arguments)))
+    except Exception as error:
+        warnings.warn(f"wandb could not start ({error}); metrics are in {folder}", stacklevel=3)
+        return None
+
+
+def _netrc() -> str:
+    try:
+        return Path("~/.netrc").expanduser().read_text()
+    except OSError:
+        return ""
