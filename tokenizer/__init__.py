@@ -1,0 +1,11 @@
+"""The tokenizer: a VQGAN that turns a picture into codes and codes into a picture.
+
+model.py the net; quantizer.py the codebook; load.py foreign and own weights; bulk.py many pictures, fast; losses.py, train.py and
+evaluate.py make and judge one. All but the last two import nothing but torch, numpy and einops.
+"""
+
+from tokenizer.bulk import BulkEncoder
+from tokenizer.load import pretrained_names
+from tokenizer.model import VQGAN, TokenizerError, VQGANConfig
+
+__all__ = ["VQGAN", "BulkEncoder", "TokenizerError", "VQGANConfig", "pretrained_names"]

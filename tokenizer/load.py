@@ -1,0 +1,176 @@
+"""Weights in and out: the published folder, a taming `.ckpt` with its YAML, our own folder. Nothing here runs code from a file."""
+
+import dataclasses
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tokenizer.model import VQGAN, TokenizerError, VQGANConfig
+
+WEIGHTS = Path(__file__).parent / "weights"
+DEMO = "world-48px-f8-1024"
+
+
+def pretrained_names() -> list[str]:
+    """The tokenizers that travel with the package; the demo's first."""
+    names = sorted(folder.name for folder in WEIGHTS.glob("*") if (folder / "config.json").is_file())
+    return sorted(names, key=lambda name: name != DEMO)
+
+
+def load(path_or_name: str | os.PathLike[str]) -> VQGAN:
+    """See `VQGAN.from_pretrained`."""
+    path = Path(path_or_name)
+    if not path.exists():
+        if str(path_or_name) not in pretrained_names():
+            known = ", ".join(pretrained_names()) or "none"
+            raise TokenizerError(f"{path_or_name} is neither a folder, a .ckpt file nor a tokenizer we ship ({known})")
+        path = WEIGHTS / str(path_or_name)
+    if path.is_dir():
+        config = read_config(path / "config.json")
+        file = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
+        if file is None:
+            raise TokenizerError(f"{path} holds no weights; one of {', '.join(WEIGHT_FILES)} must lie there")
+    else:
+        config, file = read_taming_config(path), path
+    return with_weights(config, read_tensors(file), file)
+
+
+WEIGHT_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
+
+
+def save(vq: VQGAN, path: str | os.PathLike[str], dtype: torch.dtype) -> None:
+    """See `VQGAN.save_pretrained`. Each file is complete or absent; the weights come last."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"_class_name": "VQGANModel", "_version": "0.0.1"} | dataclasses.asdict(vq.config)
+    config["grid"] = vq.config.code_grid
+    tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in vq.state_dict().items()}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as aside:
+        (Path(aside) / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        save_file(tensors, Path(aside) / "model.safetensors", metadata={"format": "pt"})
+        for name in ("config.json", "model.safetensors"):
+            os.replace(Path(aside) / name, folder / name)
+
+
+def read_config(file: Path) -> VQGANConfig:
+    try:
+        values = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise TokenizerError(f"{file} is missing; a tokenizer's folder holds config.json and its weights") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{file} is not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise TokenizerError(f"{file} holds {type(values).__name__}; it must be a mapping")
+    known = {field.name for field in dataclasses.fields(VQGANConfig)}
+    for key in values:
+        if key not in known and not key.startswith("_"):
+            raise TokenizerError(f"{file}: unknown key {key!r}; known are {', '.join(sorted(known))}")
+    return _config({key: value for key, value in values.items() if key in known}, file)
+
+
+def read_taming_config(checkpoint: Path) -> VQGANConfig:
+    """From the YAML that taming writes: `model.yaml` beside `last.ckpt` or in `../configs/*-project.yaml`."""
+    if checkpoint.suffix not in (".ckpt", ".pt", ".pth"):
+        raise TokenizerError(f"{checkpoint} is no tokenizer's folder and no .ckpt file")
+    beside = [checkpoint.with_suffix(".yaml"), *(checkpoint.parent / n for n in ("model.yaml", "config.yaml"))]
+    beside += sorted((checkpoint.parent.parent / "configs").glob("*project.yaml"))
+    file = next((candidate for candidate in beside if candidate.is_file()), None)
+    if file is None:
+        raise TokenizerError(f"{checkpoint} has no YAML beside it; put its configuration at {beside[0]}")
+    import yaml
+
+    try:
+        parameters = yaml.safe_load(file.read_text())["model"]["params"]
+        net = parameters["ddconfig"]
+        values = {
+            "hidden_channels": net["ch"],
+            "channel_mult": net["ch_mult"],
+            "num_res_blocks": net["num_res_blocks"],
+            "attn_resolutions": net["attn_resolutions"],
+            "no_attn_mid_block": False,
+            "z_channels": net["z_channels"],
+            "quantized_embed_dim": parameters["embed_dim"],
+            "num_embeddings": parameters["n_embed"],
+            "resolution": net["resolution"],
+            "num_channels": net["in_channels"],
+            "dropout": net.get("dropout", 0.0),
+            "input_range": (-1.0, 1.0),
+        }
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise TokenizerError(f"{file} is not a taming configuration: {type(error).__name__} {error}") from None
+    if net.get("double_z") or net.get("out_ch", net["in_channels"]) != net["in_channels"]:
+        raise TokenizerError(f"{file}: double_z or out_ch != in_channels make it another kind of autoencoder, not a VQGAN")
+    return _config(values, file)
+
+
+def _config(values: dict[str, Any], file: Path) -> VQGANConfig:
+    for field in dataclasses.fields(VQGANConfig):
+        if field.name in values:
+            values[field.name] = _as_type_of(field.default, values[field.name], f"{file}: {field.name}")
+    try:
+        return VQGANConfig(**values)
+    except TokenizerError as error:
+        raise TokenizerError(f"{file}: {error}") from None
+
+
+def _as_type_of(default: Any, value: Any, where: str) -> Any:
+    """JSON has no tuples and writes 0.0 as 0; any other difference is an error. Only `grid` may be None."""
+    try:
+        if default is None:
+            return None if value is None else (int(value[0]), int(value[1]))
+        if isinstance(default, tuple):
+            one = float if default and isinstance(default[0], float) else int
+            return tuple(one(item) for item in value)
+        if isinstance(default, bool) == isinstance(value, bool) and isinstance(value, (int, float)):
+            if float(value) == float(type(default)(value)):
+                return type(default)(value)
+    except (TypeError, ValueError, IndexError):
+        pass
+    raise TokenizerError(f"{where} is {value!r}; it must be like {default if default is not None else [6, 6]!r}")
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The state dict in a file, without what only training used (`loss.*`)."""
+    try:
+        if file.suffix == ".safetensors":
+            tensors: Any = load_file(file)
+        else:
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), str(error))
+        raise TokenizerError(f"{file} holds more than tensors and was not opened: {reason.strip()[:200]}") from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        raise TokenizerError(f"{file} cannot be read as weights ({str(error).splitlines()[0][:200]})") from None
+    if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
+        tensors = tensors["state_dict"]
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise TokenizerError(f"{file} is not a state dict of tensors")
+    return {str(name): tensor for name, tensor in tensors.items() if not str(name).startswith("loss.")}
+
+
+def with_weights(config: VQGANConfig, tensors: dict[str, Tensor], file: Path) -> VQGAN:
+    """The net with exactly these tensors, float32, in eval mode."""
+    with torch.device("meta"):
+        vq = VQGAN(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in vq.state_dict().items()}
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise TokenizerError(f"{file}: {name} {list(shape)} is missing; config.json describes another net")
+        if tuple(tensors[name].shape) != shape:
+            found = list(tensors[name].shape)
+            raise TokenizerError(f"{file}: {name} has shape {found}, the configuration asks for {list(shape)}")
+    for name in tensors:
+        if name not in expected:
+            found = list(tensors[name].shape)
+            raise TokenizerError(f"{file}: {name} {found} is foreign; a net of this configuration has no such tensor")
+    vq.load_state_dict({name: tensors[name].float() for name in expected}, assign=True)
+    return vq.eval()
