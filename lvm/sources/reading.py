@@ -138,7 +138,7 @@ class _Worker:
             pictures = None
             if shape is not None:
                 pictures = np.empty(shape, dtype=np.uint8)
-                self.connection.recv_bytes_into(memoryview(pictures).cast("B"))
+                self.connection.recv_bytes_into(pictures.data.cast("B"))
         except (EOFError, OSError):
             code = self.process.wait()
             raise UserError(
@@ -174,7 +174,7 @@ def serve(descriptor: int) -> None:
                 header = str(error) if kind == "user error" else traceback.format_exc()  # type: ignore[assignment]
             connection.send((kind, header, None if pictures is None else pictures.shape))
             if pictures is not None:
-                connection.send_bytes(memoryview(pictures).cast("B"))
+                connection.send_bytes(pictures.data.cast("B"))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 

@@ -1,5 +1,33 @@
-"""The token store: pictures tokenised once, read by memory map; and the bulk job that writes it."""
+"""The token store: pictures tokenised once, read by memory map; and the bulk job that writes it.
+
+Reading needs numpy alone. `build_store`, `run_job`, `verify` and `ensure_world_store` come with torch, so they are
+imported when first asked for.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from lvm.store.store import TokenStore
 
-__all__ = ["TokenStore"]
+if TYPE_CHECKING:
+    from lvm.store.ensure import ensure_world_store
+    from lvm.store.job import JobReport, build_store, run_job
+    from lvm.store.verify import verify
+
+_LATER = {
+    "build_store": "job",
+    "run_job": "job",
+    "JobReport": "job",
+    "ensure_world_store": "ensure",
+    "verify": "verify",
+}
+
+__all__ = ["JobReport", "TokenStore", "build_store", "ensure_world_store", "run_job", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"lvm.store.{_LATER[name]}"), name)
+    globals()[name] = value  # also where the submodule of the same name would stand
+    return value

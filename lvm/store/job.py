@@ -4,6 +4,7 @@ Processes of `lvm.sources.reading` read units while this one encodes. A shard is
 go through the encoder in a fixed order in batches of one size, so that a resumed job writes the same bytes.
 """
 
+import dataclasses
 import errno
 import json
 import os
@@ -20,15 +21,17 @@ import numpy as np
 
 from lvm.runtime import UserError, atomic_path, atomic_write, read_json, sha256_file, write_json
 from lvm.runtime.hashing import group_hash
+from lvm.runtime.machine import compile_problem
 from lvm.sources.base import BrokenItem, Item, Source
-from lvm.sources.reading import Read, read_units
+from lvm.sources.reading import read_units
 from lvm.store import layout
 from lvm.store.store import TokenStore
+from tokenizer import VQGAN, BulkEncoder
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8, UInt16
 
-    from tokenizer import VQGAN
+COMPILE_FROM_UNITS = 4096
 
 
 @dataclass
@@ -173,7 +176,7 @@ def _write_lines(path: Path, lines: list[dict[str, Any]]) -> str:
 # The plan: what all jobs of a store agree on.
 
 
-def make_plan(source: Source, vqgan: "VQGAN", size: int, shard_size: int) -> dict[str, Any]:
+def make_plan(source: Source, vqgan: VQGAN, size: int, shard_size: int) -> dict[str, Any]:
     grid = _grid(vqgan, size)
     return {
         "version": layout.VERSION,
@@ -229,14 +232,16 @@ def freeze_plan(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
     return frozen
 
 
-def _grid(vqgan: "VQGAN", size: int) -> tuple[int, int]:
-    h, w = vqgan.config.grid
-    factor = vqgan.config.resolution // h
-    if size == vqgan.config.resolution:
-        return h, w
-    if size % factor:
-        raise UserError(f"pictures of {size} px do not divide into the tokenizer's cells of {factor} px")
-    return size // factor, size // factor
+def _grid(vqgan: VQGAN, size: int) -> tuple[int, int]:
+    config = vqgan.config
+    if size % config.factor:
+        raise UserError(f"pictures of {size} px do not divide into the tokenizer's cells of {config.factor} px")
+    if size != config.resolution:
+        return size // config.factor, size // config.factor
+    h, w = config.code_grid
+    if h != w:
+        raise UserError(f"the tokenizer has a grid of {h} x {w} codes; sources draw square pictures")
+    return h, w
 
 
 def shard_ranges(plan: dict[str, Any]) -> list[range]:
@@ -249,7 +254,7 @@ def shard_ranges(plan: dict[str, Any]) -> list[range]:
 # The job.
 
 
-def build_store(source: Source, path: str | Path, vqgan: "VQGAN", **options: Any) -> TokenStore:
+def build_store(source: Source, path: str | Path, vqgan: VQGAN, **options: Any) -> TokenStore:
     """Tokenise all of `source` into `path` and open it; options as of `run_job`.
 
     Idempotent: a complete store of the same source and tokenizer is returned at once, a partial one is resumed,
@@ -262,7 +267,7 @@ def build_store(source: Source, path: str | Path, vqgan: "VQGAN", **options: Any
 def run_job(
     source: Source,
     path: str | Path,
-    vqgan: "VQGAN",
+    vqgan: VQGAN,
     *,
     size: int | None = None,
     shard_size: int = 2048,
@@ -306,7 +311,7 @@ def run_job(
 def _encode_shards(
     source: Source,
     path: Path,
-    vqgan: "VQGAN",
+    vqgan: VQGAN,
     plan: dict[str, Any],
     ranges: list[range],
     todo: list[int],
@@ -316,7 +321,7 @@ def _encode_shards(
     compile: bool | str,
     report: JobReport,
 ) -> None:
-    encoder = _make_encoder(vqgan, compile)
+    encoder = make_encoder(vqgan, plan["size"], compile, plan["units"])
     start = time.perf_counter()
     reads = read_units(source, [unit for n in todo for unit in ranges[n]], plan["size"], workers=workers)
     line = _ProgressLine(progress, source.name, sum(len(ranges[n]) for n in todo))
@@ -360,7 +365,7 @@ def _too_many(path: Path, broken: list[dict[str, Any]], limit: float) -> UserErr
 class _Batcher:
     """Pictures in, codes out, in batches of the encoder's size; only a shard's last batch is shorter."""
 
-    def __init__(self, encoder: Any, tokens_per_picture: int) -> None:
+    def __init__(self, encoder: BulkEncoder, tokens_per_picture: int) -> None:
         self.encoder = encoder
         self.pending: list[np.ndarray] = []
         self.num_pending = 0
@@ -384,25 +389,18 @@ class _Batcher:
         return np.concatenate(self.codes)
 
 
-class _PlainEncoder:
-    batch_size = 64
+def make_encoder(vqgan: VQGAN, size: int, compile: bool | str, units: int) -> BulkEncoder:
+    """`compile` "auto" compiles where the machine can and the source is large enough to pay for it.
 
-    def __init__(self, vqgan: Any) -> None:
-        self.vqgan = vqgan
-
-    def encode(self, pictures: "UInt8[np.ndarray, 'n y x 3']") -> "UInt16[np.ndarray, 'n t']":
-        import torch
-        from einops import rearrange
-
-        codes = []
-        for i in range(0, len(pictures), self.batch_size):
-            pixels = rearrange(torch.from_numpy(pictures[i : i + self.batch_size]), "n y x c -> n c y x").float() / 255
-            codes.append(self.vqgan.encode(pixels).numpy().astype(np.uint16))
-        return np.concatenate(codes)
-
-
-def _make_encoder(vqgan: "VQGAN", compile: bool | str) -> Any:
-    return _PlainEncoder(vqgan)
+    The size of the whole source decides, not what is left to do: a resumed job must compute as the first one did.
+    """
+    if size != vqgan.config.resolution:
+        resized = VQGAN(dataclasses.replace(vqgan.config, resolution=size, grid=None))
+        resized.load_state_dict(vqgan.state_dict())
+        vqgan = resized.to(next(vqgan.parameters()).device)
+    if compile == "auto":
+        compile = units >= COMPILE_FROM_UNITS and compile_problem() is None
+    return BulkEncoder(vqgan, compile=bool(compile))
 
 
 class _ProgressLine:
@@ -433,19 +431,19 @@ def finish(path: Path) -> bool:
     """Write quarantine.jsonl, and store.json once every shard of the plan is present; whether it is."""
     plan = read_json(path / "plan.json")
     names = [layout.shard_name(n) for n in range(len(shard_ranges(plan)))]
-    sidecars = list(_sidecars(path))
+    present = list(sidecars(path))
     _write_quarantine(path, [])
-    if len(sidecars) < len(names) or (path / "store.json").is_file():
-        return len(sidecars) >= len(names)
+    if len(present) < len(names) or (path / "store.json").is_file():
+        return len(present) >= len(names)
     keys = ("name", "bytes", "sha256", "units", "ids", "items", "blocks", "pictures")
-    shards = [{**{key: sidecar[key] for key in keys}, "broken": len(sidecar["broken"])} for sidecar in sidecars]
+    shards = [{**{key: sidecar[key] for key in keys}, "broken": len(sidecar["broken"])} for sidecar in present]
     if not sum(shard["items"] for shard in shards):
         raise UserError(f"nothing of source {plan['source']!r} could be read; see {path / 'quarantine.jsonl'}")
     write_json(path / "store.json", {**plan, "shards": shards})
     return True
 
 
-def _sidecars(path: Path) -> Iterator[dict[str, Any]]:
+def sidecars(path: Path) -> Iterator[dict[str, Any]]:
     for n in range(len(shard_ranges(read_json(path / "plan.json")))):
         sidecar = layout.sidecar_path(path, layout.shard_name(n))
         if sidecar.is_file():
@@ -453,9 +451,6 @@ def _sidecars(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_quarantine(path: Path, more: list[dict[str, Any]]) -> None:
-    broken = [entry for sidecar in _sidecars(path) for entry in sidecar["broken"]] + more
+    broken = [entry for sidecar in sidecars(path) for entry in sidecar["broken"]] + more
     if broken or (path / "quarantine.jsonl").exists():
         _write_lines(path / "quarantine.jsonl", broken)
-
-
-__all__ = ["JobReport", "Read", "build_store", "run_job"]

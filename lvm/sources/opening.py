@@ -1,0 +1,49 @@
+"""`open_source`: from a config, a file or a folder to a source."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lvm.runtime import UserError, build, config_folder
+from lvm.sources.base import Source
+
+KINDS = ("pictures", "world")
+
+
+def open_source(config: "Mapping[str, Any] | str | Path") -> Source:
+    """A mapping with `kind` and that kind's options; a YAML file of one, by path or by its name in
+    configs/data/source/; or a folder of pictures. Raises `UserError`.
+    """
+    if not isinstance(config, Mapping):
+        config = _read(config)
+    values = {key: value for key, value in config.items() if key != "kind"}
+    kind = config.get("kind", "pictures" if "path" in config else None)
+    if kind == "pictures":
+        from lvm.sources.pictures import PicturesConfig, PicturesSource
+
+        return PicturesSource(build(PicturesConfig, values))
+    if kind == "world":
+        from lvm.world import WorldConfig, WorldSource
+
+        return WorldSource(build(WorldConfig, values))
+    raise UserError(f"source kind {kind!r} is unknown; use one of {', '.join(KINDS)}")
+
+
+def _read(given: str | Path) -> Mapping[str, Any]:
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return {"kind": "pictures", "path": str(path)}
+    named = config_folder() / "data" / "source" / f"{given}.yaml"
+    if path.suffix not in (".yaml", ".yml") and named.is_file():
+        path = named
+    if not path.exists():
+        known = sorted(file.stem for file in named.parent.glob("*.yaml"))
+        raise UserError(
+            f"source {str(given)!r} does not exist; give a folder of pictures, a YAML file, or one of "
+            + ", ".join(known)
+        )
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{path} is neither a folder of pictures nor a YAML file that describes a source")
+    from lvm.runtime.config_files import load_config
+
+    return load_config(path)

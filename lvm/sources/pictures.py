@@ -1,0 +1,361 @@
+"""Folders of pictures as a source: single pictures, classes, annotations in sibling folders, folders of frames.
+
+    photos/**/*.jpg                             folders below are classes
+    camvid/images/*.jpg  camvid/masks/*.png     an annotation belongs to the picture of the same path without suffix
+    davis/frames/<clip>/*.jpg  davis/masks/<clip>/*.png
+    collection/{camvid,davis,...}/              datasets side by side
+
+A folder of pictures is read as clips if it is called frames, clips or videos, or with `clips: true`; any other as
+pictures. A picture may lack annotations; an annotation without its picture is an error.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from lvm.pictures import decode, depth, segmentation
+from lvm.pictures.derive import DERIVED, derive
+from lvm.runtime import UserError
+from lvm.runtime.hashing import seed_from, uniform
+from lvm.sources.base import BrokenItem, Item
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+
+# Part of every fingerprint: raise it when the same files and options give other pictures.
+PICTURES_VERSION = 1
+
+PICTURE_FOLDERS = ("image", "images", "picture", "pictures", "photo", "photos", "rgb")
+CLIP_FOLDERS = ("frame", "frames", "clip", "clips", "video", "videos")
+ANNOTATION_FOLDERS = {
+    **dict.fromkeys(("segmentation", "segmentations", "mask", "masks", "semantic"), "segmentation"),
+    **dict.fromkeys(("instance", "instances", "segment", "segments"), "instance"),
+    **dict.fromkeys(("depth", "depths", "depth_mm"), "depth"),
+    **dict.fromkeys(("normal", "normals"), "normal"),
+    **dict.fromkeys(("edge", "edges"), "edge"),
+    **dict.fromkeys(("box", "boxes"), "box"),
+    **dict.fromkeys(("pose", "poses"), "pose"),
+}
+# The order of channels in a store; others, named in `channels`, follow.
+CHANNELS = ("image", "depth", "normal", "segmentation", "instance", "edge", "box", "pose", *DERIVED)
+
+
+@dataclass(frozen=True)
+class PicturesConfig:
+    path: str  # the folder; ~ is the home folder
+    name: str = ""  # of the source; the folder's name if empty
+    resize: decode.Resize = "squash"  # or crop: the central square
+    clips: bool = False  # folders of pictures are clips whatever they are called
+    frames: int = 16  # pictures of a clip's item; a longer clip is cut into windows, the last one ends with the clip
+    views: int = 2  # draws of masked, noisy and dark for each picture
+    derived: tuple[str, ...] = DERIVED  # channels made from the picture itself (not of clips)
+    channels: dict[str, str] = field(default_factory=dict)  # annotation folder -> channel, beyond the known names
+    include: tuple[str, ...] = ()  # patterns of paths below `path`, as "camvid/*"; empty: everything
+    exclude: tuple[str, ...] = ()
+    group_pattern: str = ""  # regular expression; what it matches of a picture's id is its group ("": the id itself)
+    licence: str = ""  # kept with each item
+    max_pixels: int = decode.MAX_PIXELS  # files of more are refused by their header
+
+    def __post_init__(self) -> None:
+        for name in self.derived:
+            if name not in DERIVED:
+                raise UserError(f"derived channel {name!r} is unknown; known: {', '.join(DERIVED)}")
+        if not 1 <= self.frames <= 2048 or not 0 <= self.views < 2**16:
+            raise UserError(f"frames {self.frames} must be 1..2048 and views {self.views} 0..65535")
+        try:
+            re.compile(self.group_pattern)
+        except re.error as error:
+            raise UserError(f"group_pattern {self.group_pattern!r} is no regular expression ({error})") from None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A picture, or up to `frames` frames of a clip. Paths are relative to the source's folder."""
+
+    id: str
+    group: str
+    label: str  # "" if none
+    is_clip: bool
+    channels: Mapping[str, tuple[str, ...]]  # channel -> a file for each frame; "image" is always there
+
+
+# Finding what is there.
+
+
+def list_pictures(root: Path, config: PicturesConfig) -> list[str]:
+    """Relative posix paths of all picture files below `root` that the patterns admit, sorted; hidden ones left out."""
+    found: list[str] = []
+    entered: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in entered:  # a link to a folder above it
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        relative = Path(folder).relative_to(root).as_posix()
+        for file in files:
+            if file.lower().endswith(decode.SUFFIXES) and not file.startswith("."):
+                path = file if relative == "." else f"{relative}/{file}"
+                if _admitted(path, config):
+                    found.append(path)
+    return sorted(found)
+
+
+def _admitted(path: str, config: PicturesConfig) -> bool:
+    if config.include and not any(fnmatch(path, pattern) for pattern in config.include):
+        return False
+    return not any(fnmatch(path, pattern) for pattern in config.exclude)
+
+
+def find_units(root: Path, paths: list[str], config: PicturesConfig) -> list[Unit]:
+    """Units of all datasets in `paths`. Raises `UserError` for files that belong nowhere."""
+    return [unit for prefix, files in _datasets(paths) for unit in _find_dataset(root, prefix, files, config)]
+
+
+def _datasets(paths: list[str]) -> list[tuple[str, list[str]]]:
+    """(folder, its files) of every dataset: a folder that has a picture or clip folder, else the first below the root.
+
+    A root without any such folder is one dataset of plain pictures.
+    """
+    names = PICTURE_FOLDERS + CLIP_FOLDERS
+    roots: set[str] = set()
+    for path in paths:
+        parts = path.split("/")[:-1]
+        for depth_, part in enumerate(parts):
+            if part.lower() in names:
+                roots.add("/".join(parts[:depth_]))
+                break
+    if not roots or "" in roots:
+        return [("", paths)]
+    datasets: dict[str, list[str]] = {}
+    for path in paths:
+        parts = path.split("/")[:-1]
+        above = ["/".join(parts[:n]) for n in range(1, len(parts) + 1)]
+        home = next((folder for folder in above if folder in roots), parts[0] if parts else "")
+        datasets.setdefault(home, []).append(path)
+    return sorted(datasets.items())
+
+
+def _find_dataset(root: Path, prefix: str, paths: list[str], config: PicturesConfig) -> list[Unit]:
+    """Units of one dataset: plain, or with annotations beside its picture and clip folders."""
+    start = len(prefix) + 1 if prefix else 0
+    pictures: dict[str, dict[str, str]] = {}  # picture folder ("" for a plain dataset) -> stem -> path
+    annotations: dict[str, dict[str, str]] = {}  # channel -> stem -> path
+    folders = {path[start:].split("/")[0] for path in paths if "/" in path[start:]}
+    paired = any(folder.lower() in PICTURE_FOLDERS + CLIP_FOLDERS for folder in folders)
+    for path in paths:
+        inside = path[start:]
+        top, _, rest = inside.partition("/")
+        if not paired:
+            target, stem = pictures.setdefault("", {}), inside
+        elif not rest:
+            raise UserError(
+                f"{root / path}: lies beside {sorted(folders)[0]}/; move it into the folder of pictures, or exclude it"
+            )
+        elif top.lower() in PICTURE_FOLDERS + CLIP_FOLDERS:
+            target, stem = pictures.setdefault(top, {}), rest
+        else:
+            channel = config.channels.get(top) or ANNOTATION_FOLDERS.get(top.lower())
+            if channel is None:
+                known = ", ".join(sorted(ANNOTATION_FOLDERS))
+                raise UserError(
+                    f"{root / prefix / top}: not a known annotation (known: {known}); "
+                    f"say `channels: {{{top}: CHANNEL}}` or exclude it"
+                )
+            target, stem = annotations.setdefault(channel, {}), rest
+        stem = stem.rsplit(".", 1)[0]
+        if stem in target:
+            raise UserError(f"{root / path} and {root / target[stem]} have the same stem; remove or rename one")
+        target[stem] = path
+    known_stems = {stem for files in pictures.values() for stem in files}
+    for files in annotations.values():
+        alone = [path for stem, path in files.items() if stem not in known_stems]
+        if alone:
+            where = ", ".join(f"{folder}/" for folder in sorted(pictures))
+            raise UserError(
+                f"{root / alone[0]}: no picture of that name in {where} ({len(alone)} such annotations); "
+                "add the picture, or remove or exclude the annotation"
+            )
+    units = []
+    for folder, files in sorted(pictures.items()):
+        home = f"{prefix}/" if prefix else ""
+        if len(pictures) > 1:
+            home += f"{folder}/"
+        if config.clips or folder.lower() in CLIP_FOLDERS:
+            units += _clip_units(home, files, annotations, config)
+        else:
+            units += _picture_units(home, files, annotations, config)
+    return units
+
+
+def _picture_units(
+    home: str, files: dict[str, str], annotations: dict[str, dict[str, str]], config: PicturesConfig
+) -> list[Unit]:
+    units = []
+    for stem, path in files.items():
+        channels = {"image": (path,)}
+        channels |= {name: (of[stem],) for name, of in annotations.items() if stem in of}
+        folder = stem.rpartition("/")[0]
+        units.append(Unit(home + stem, _group(home + stem, config), folder and home + folder, False, channels))
+    return units
+
+
+def _clip_units(
+    home: str, files: dict[str, str], annotations: dict[str, dict[str, str]], config: PicturesConfig
+) -> list[Unit]:
+    clips: dict[str, list[str]] = {}
+    for stem in files:
+        clips.setdefault(stem.rpartition("/")[0], []).append(stem)
+    units = []
+    for clip, stems in clips.items():
+        stems.sort(key=_natural)
+        id = (home + clip).rstrip("/") or config.name or "clip"
+        folder = clip.rpartition("/")[0]
+        starts = list(range(0, max(1, len(stems) - config.frames + 1), config.frames))
+        if starts[-1] + config.frames < len(stems):
+            starts.append(len(stems) - config.frames)
+        for start in starts:
+            window = stems[start : start + config.frames]
+            channels = {"image": tuple(files[stem] for stem in window)}
+            for name, of in annotations.items():
+                if all(stem in of for stem in window):
+                    channels[name] = tuple(of[stem] for stem in window)
+            unit_id = id if len(starts) == 1 else f"{id}:{start}"
+            units.append(Unit(unit_id, _group(id, config), folder and home + folder, True, channels))
+    return units
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Frame 2 before frame 10."""
+    return [(0, int(part), part) if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _group(id: str, config: PicturesConfig) -> str:
+    match = re.search(config.group_pattern, id) if config.group_pattern else None
+    return match[0] if match else id
+
+
+# Reading a unit.
+
+
+def draw_annotation(
+    channel: str, file: Path, image: Image.Image, size: int, resize: decode.Resize
+) -> "UInt8[np.ndarray, 'size size 3']":
+    """An annotation as a picture: label maps in colours, depth near bright, lines kept visible; colours as they are."""
+    if channel in ("segmentation", "instance") and image.mode not in ("RGB", "RGBA"):
+        return segmentation.draw(decode.shrink_labels(image, size, resize, str(file)))
+    if channel == "depth" and image.mode in decode.DEEP_MODES:
+        return _draw_depth(np.asarray(decode.cut(image, resize).resize((size, size), Image.Resampling.NEAREST)))
+    if channel == "edge":
+        return decode.shrink_lines(image, size, resize)
+    if channel in ("segmentation", "instance", "box"):  # colours that mean something must not be mixed
+        rgb = decode.cut(decode.to_rgb(image), resize)
+        return np.asarray(rgb.resize((size, size), Image.Resampling.NEAREST))
+    return decode.shrink(image, size, resize)
+
+
+def _draw_depth(depths: "np.ndarray") -> "UInt8[np.ndarray, 'y x 3']":
+    """16-bit depth in any unit, 0 unknown: between the picture's 2nd and 98th percentile; unknown is black."""
+    depths = depths.astype(np.float32)
+    known = depths > 0
+    if not known.any():
+        return np.zeros((*depths.shape, 3), np.uint8)
+    near, far = np.percentile(depths[known], [2, 98])
+    drawn = depth.draw(np.where(known, depths, np.inf), float(near), float(max(far, near * 1.001)))
+    return drawn
+
+
+class PicturesSource:
+    """A folder of pictures; see the head of this file and `lvm.sources.base.Source`.
+
+    Item view 0 of a picture has image, annotations and gray; views 1..`views` have masked, noisy and dark, drawn anew
+    with a strength and place that depend on (id, view) alone. Raises `UserError` for a folder without pictures.
+    """
+
+    def __init__(self, config: PicturesConfig) -> None:
+        self.config = config
+        self.root = Path(config.path).expanduser()
+        self.name = config.name or self.root.resolve().name
+        self.resize = config.resize
+        if not self.root.is_dir():
+            raise UserError(f"{self.root} is not a folder; name one that holds pictures")
+        paths = list_pictures(self.root, config)
+        if not paths:
+            which = " that `include` and `exclude` admit" if config.include or config.exclude else ""
+            raise UserError(f"{self.root} holds no pictures{which} ({' '.join(decode.SUFFIXES)})")
+        self.units = find_units(self.root, paths, config)
+        found = {channel for unit in self.units for channel in unit.channels}
+        if any(not unit.is_clip for unit in self.units):
+            found |= {name for name in config.derived if name == "gray" or config.views}
+        known = [channel for channel in CHANNELS if channel in found]
+        self.channels = tuple(known + sorted(found - set(known)))
+        self.labels = tuple(sorted({unit.label for unit in self.units if unit.label}))
+        self._label_numbers = {label: number for number, label in enumerate(self.labels)}
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def unit_id(self, i: int) -> str:
+        return self.units[i].id
+
+    def fingerprint(self) -> str:
+        options = {key: value for key, value in asdict(self.config).items() if key not in ("path", "name")}
+        head = json.dumps({"version": PICTURES_VERSION, **options}, sort_keys=True)
+        digest = hashlib.sha256(head.encode())
+        for unit in self.units:
+            digest.update(json.dumps([unit.id, unit.group, unit.label, dict(unit.channels)]).encode())
+        return digest.hexdigest()
+
+    def read(self, i: int, size: int) -> list[Item]:
+        unit = self.units[i]
+        label = self._label_numbers.get(unit.label, -1)
+        try:
+            channels = self._draw(unit, size)
+        except decode.PictureError as error:
+            raise BrokenItem(error.file, error.reason) from None
+
+        def item(view: int, channels: "dict[str, UInt8[np.ndarray, 'n y x 3']]") -> Item:
+            return Item(unit.id, unit.group, view, label, channels, licence=self.config.licence)
+
+        if unit.is_clip or not self.config.derived:
+            return [item(0, channels)]
+        picture = channels["image"][0]
+        if "gray" in self.config.derived and "gray" not in channels:
+            channels["gray"] = derive("gray", picture)[None]
+        items = [item(0, channels)]
+        degraded = [name for name in self.config.derived if name != "gray"]
+        for view in range(1, self.config.views + 1 if degraded else 1):
+            drawn = {}
+            for name in degraded:
+                seed = seed_from("derive", unit.id, view, name)
+                drawn[name] = derive(name, picture, float(uniform(seed)), seed)[None]
+            items.append(item(view, drawn))
+        return items
+
+    def _draw(self, unit: Unit, size: int) -> "dict[str, UInt8[np.ndarray, 'n y x 3']]":
+        drawn: dict[str, list[np.ndarray]] = {channel: [] for channel in unit.channels}
+        for n, path in enumerate(unit.channels["image"]):
+            picture = decode.load(self.root / path, self.config.max_pixels)
+            drawn["image"].append(decode.shrink(picture, size, self.resize))
+            for channel, files in unit.channels.items():
+                if channel == "image":
+                    continue
+                file = self.root / files[n]
+                annotation = decode.load(file, self.config.max_pixels)
+                if annotation.size != picture.size:
+                    width, height = annotation.size
+                    raise BrokenItem(
+                        str(file), f"is {width} x {height}, its picture {path} {picture.width} x {picture.height}"
+                    )
+                drawn[channel].append(draw_annotation(channel, file, annotation, size, self.resize))
+        return {channel: np.stack(pictures) for channel, pictures in drawn.items()}
