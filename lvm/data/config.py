@@ -23,7 +23,7 @@ PLAN_VERSION = 1  # raised by any change that gives other windows for an equal c
 
 @dataclass(frozen=True)
 class SourceConfig:
-    store: str = ""  # folder of a token store; may be empty where the store is handed over opened
+    store: str | None = None  # folder of a token store; None where the store is handed over opened
     exclude_views: tuple[int, ...] = ()  # views that no sentence may show (held-out latents)
     exclude_groups: tuple[str, ...] = ()  # groups held out by name, for a source of few groups
 
@@ -76,14 +76,13 @@ class DataConfig:
             if entry.weight < 0:
                 raise UserError(f"entry {name!r} has weight {entry.weight:g}; use 0 (left out) or more")
         starts = [stage.from_window for stage in self.stages]
-        if starts[:1] != [0] or any(a >= b for a, b in zip(starts, starts[1:])):
+        if starts[:1] != [0] or starts != sorted(set(starts)):
             raise UserError(f"data.stages start at windows {starts}; the first must be 0 and each later than the last")
         for number, stage in enumerate(self.stages):
             for name, weight in stage.weights.items():
                 if name not in self.entries:
-                    raise UserError(
-                        f"data.stages[{number}].weights names {name!r}, which is no entry; known: {', '.join(self.entries)}"
-                    )
+                    known = ", ".join(self.entries)
+                    raise UserError(f"data.stages[{number}].weights names {name!r}, which is no entry; known: {known}")
                 if weight < 0:
                     raise UserError(f"data.stages[{number}].weights.{name} is {weight:g}; use 0 (left out) or more")
             if not any(weight > 0 for weight in self.weights(number)):

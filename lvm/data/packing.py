@@ -100,10 +100,8 @@ def pack_bins(lengths: "Int64[np.ndarray, 'period']", size: int) -> "Int64[np.nd
     rooms: list[int] = []
     num_bins = 0
     for index, length in enumerate(lengths.tolist()):
-        for place, room in enumerate(rooms):
-            if room >= length:
-                break
-        else:
+        place = next((place for place, room in enumerate(rooms) if room >= length), -1)
+        if place < 0:
             if len(rooms) == OPEN_BINS:
                 fullest = rooms.index(min(rooms))
                 del rooms[fullest], numbers[fullest]

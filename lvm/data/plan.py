@@ -23,7 +23,7 @@ from lvm.data.packing import AlignedPacking, ConcatPacking, Placed
 from lvm.data.schedule import Schedule, make_schedule, sentence_shares, slot_counts
 from lvm.runtime import UserError
 from lvm.runtime.hashing import seed_from
-from lvm.sentences import PAD, ROLES, Pictures
+from lvm.sentences import PAD, ROLES, SPECIAL, Pictures
 
 if TYPE_CHECKING:
     from jaxtyping import Int8, Int16, Int64
@@ -115,8 +115,8 @@ class TokenPlan:
                 if entry.length > self.seq_len + 2:
                     raise UserError(
                         f"entry {entry.name!r} has sentences of {entry.length - 2} picture tokens, which do not fit "
-                        f"data.seq_len={self.seq_len} when aligned; use data.seq_len={entry.length - 2}, fewer pictures "
-                        "or data.packing=concat"
+                        f"data.seq_len={self.seq_len} when aligned; use data.seq_len={entry.length - 2}, fewer "
+                        "pictures or data.packing=concat"
                     )
         draws_before = np.zeros(len(self.entries), np.int64)
         for number, stage in enumerate(config.stages):
@@ -234,6 +234,29 @@ class TokenPlan:
 
     # What the plan says of itself.
 
+    def target_roles(self, i: int, n: int) -> "Int64[np.ndarray, '4']":
+        """How many targets (all tokens of a window but its first) of each role windows i .. i+n-1 hold.
+
+        From lengths alone: every data rank knows the weight of the global batch without a collective.
+        """
+        totals = np.zeros(len(ROLES), np.int64)
+        for stage, window, count in self._by_stage(i, n):
+            sentences = self._sentences(stage, window, count)
+            start = sentences.placed.start
+            concat = isinstance(stage.packing, ConcatPacking)
+            first, end = (1, count * self.seq_len + 1) if concat else (0, count * (self.seq_len + 1))
+            for row in np.unique(sentences.entry):
+                roles = self._roles[row][: stage.packing.written(self.entries[row].length)]
+                before = np.zeros((len(roles) + 1, len(ROLES)), np.int64)  # tokens of each role before a place
+                before[1:] = np.cumsum(roles[:, None] == np.arange(len(ROLES)), axis=0)
+                mine = start[sentences.entry == row]
+                ends = before[np.clip(end - mine, 0, len(roles))]
+                totals += (ends - before[np.clip(first - mine, 0, len(roles))]).sum(0)
+            if not concat:
+                totals[SPECIAL] -= count  # each bin's first token is a BOS and never a target
+        totals[PAD] = n * self.seq_len - totals.sum()
+        return totals
+
     def explain(self, i: int) -> list[dict[str, Any]]:
         """The sentences of window i in order: entry, recipe, draw, where its tokens lie, and every picture's origin.
 
@@ -325,7 +348,7 @@ class TokenPlan:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """All that decides the bytes of windows: equal facts, equal windows. What differs is shown on a refused resume."""
+        """All that decides the bytes of windows. Equal facts, equal windows; a refused resume shows what differs."""
         config = self.config
         return {
             "plan_version": PLAN_VERSION,
@@ -381,6 +404,6 @@ def _check_tokenizers(stores: "Mapping[str, TokenStore]", expected: str | None) 
             first.num_codes,
         ):
             raise UserError(
-                f"the stores of sources {first_name!r} and {name!r} were made by different tokenizers "
-                f"({first.tokenizer_fingerprint[:12]} and {store.tokenizer_fingerprint[:12]}); tokenize one of them again"
+                f"the stores of {first_name!r} and {name!r} were made by different tokenizers ("
+                f"{first.tokenizer_fingerprint[:12]} and {store.tokenizer_fingerprint[:12]}); tokenize one again"
             )

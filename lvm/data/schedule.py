@@ -6,7 +6,7 @@ and has at least one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,9 +26,7 @@ class Schedule:
     counts: "Int64[np.ndarray, 'entries']"
 
 
-def sentence_shares(
-    weights: Sequence[float], pictures: Sequence[int], weights_by: str
-) -> "Float64[np.ndarray, 'entries']":
+def sentence_shares(weights: Any, pictures: Sequence[int], weights_by: str) -> "Float64[np.ndarray, 'entries']":
     """Shares of sentences that give `weights` as shares of picture tokens ("tokens") or of sentences ("sentences")."""
     shares = np.asarray(weights, np.float64)
     if weights_by == "tokens":
@@ -46,8 +44,8 @@ def slot_counts(
     if missing < 0:
         smallest = int(np.argmin(np.where(shares > 0, shares, np.inf)))
         raise UserError(
-            f"period {period} is too short for the weights: entry {names[smallest]!r} has {quota[smallest]:.3g} sentences"
-            f" in it; use data.period={int(np.ceil(1 / shares[smallest]))}"
+            f"period {period} is too short for the weights: it has {quota[smallest]:.3g} sentences of entry "
+            f"{names[smallest]!r}; use data.period={int(np.ceil(1 / shares[smallest]))}"
         )
     order = np.argsort(-(quota - counts), kind="stable")
     counts[order[:missing]] += 1

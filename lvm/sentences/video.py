@@ -50,9 +50,10 @@ class Video:
         longest = int(num_pictures[own].max(initial=0))
         for stride in self.strides:
             if self.frames <= longest < (self.frames - 1) * stride + 1:
+                needed = (self.frames - 1) * stride + 1
                 raise UserError(
-                    f"stride {stride} needs clips of {(self.frames - 1) * stride + 1} pictures for {self.frames} frames, "
-                    f"the longest holds {longest}; use strides up to {(longest - 1) // (self.frames - 1)}"
+                    f"stride {stride} needs clips of {needed} pictures for {self.frames} frames, the longest "
+                    f"holds {longest}; use strides up to {(longest - 1) // (self.frames - 1)}"
                 )
         return [
             (f"no {self.channel} of their own", own),
