@@ -1,6 +1,6 @@
 """`open_source`: from a config, a file or a folder to a source."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ from lvm.sources.base import Source
 KINDS = ("pictures", "world")
 
 
-def open_source(config: "Mapping[str, Any] | str | Path") -> Source:
+def open_source(config: "Mapping[str, Any] | str | Path", overrides: Sequence[str] = ()) -> Source:
     """A mapping with `kind` and that kind's options; a YAML file of one, by path or by its name in
-    configs/data/source/; or a folder of pictures. Raises `UserError`.
+    configs/data/source/; or a folder of pictures. `overrides` are options as KEY=VALUE. Raises `UserError`.
     """
     if not isinstance(config, Mapping):
         config = _read(config)
+    config = {**config, **_parse(overrides)}
     values = {key: value for key, value in config.items() if key != "kind"}
     kind = config.get("kind", "pictures" if "path" in config else None)
     if kind == "pictures":
@@ -27,6 +28,21 @@ def open_source(config: "Mapping[str, Any] | str | Path") -> Source:
 
         return WorldSource(build(WorldConfig, values))
     raise UserError(f"source kind {kind!r} is unknown; use one of {', '.join(KINDS)}")
+
+
+def _parse(overrides: Sequence[str]) -> dict[str, Any]:
+    from yaml import YAMLError, safe_load
+
+    values = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        try:
+            values[key] = safe_load(value)
+        except YAMLError:
+            equals = ""
+        if not equals or not key:
+            raise UserError(f"option {override!r} cannot be read; write KEY=VALUE")
+    return values
 
 
 def _read(given: str | Path) -> Mapping[str, Any]:

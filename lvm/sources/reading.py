@@ -1,4 +1,4 @@
-"""Reading units in several processes, in order. `python -m lvm.sources.reading FD` is what a worker runs.
+"""Reading units in several processes, in order; `reader_process.py` is what each of them runs.
 
 Workers are started as plain subprocesses, not by fork (unsafe once torch has threads) nor by multiprocessing's spawn
 (which would import the main module, and torch with it): they import numpy, PIL and the source alone. Pictures come
@@ -8,11 +8,9 @@ back as one uint8 array a chunk, next to a small pickled header.
 import os
 import pickle
 import queue
-import signal
 import socket
 import subprocess
 import sys
-import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -122,7 +120,7 @@ class _Worker:
         ours, theirs = socket.socketpair()
         threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lvm.sources.reading", str(theirs.fileno())],
+            [sys.executable, "-m", "lvm.sources.reader_process", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
@@ -154,30 +152,3 @@ class _Worker:
         self.process.kill()  # it holds nothing that could be half-written
         self.process.wait()
         self.connection.close()
-
-
-def serve(descriptor: int) -> None:
-    # The job scheduler signals every process of a job; the parent decides when to stop, by closing the connection.
-    for name in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, signal.SIG_IGN)
-    connection = Connection(descriptor)
-    try:
-        source, size = pickle.loads(connection.recv_bytes())
-        while True:
-            units = connection.recv()
-            pictures = None
-            try:
-                header, pictures = pack([(unit, read_one(source, unit, size)) for unit in units])
-                kind: str = "items"
-            except Exception as error:
-                kind = "user error" if getattr(error, "user_error", False) else "error"
-                header = str(error) if kind == "user error" else traceback.format_exc()  # type: ignore[assignment]
-            connection.send((kind, header, None if pictures is None else pictures.shape))
-            if pictures is not None:
-                connection.send_bytes(pictures.data.cast("B"))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
-
-
-if __name__ == "__main__":
-    serve(int(sys.argv[1]))

@@ -226,7 +226,7 @@ def freeze_plan(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
             f"{frozen.get('units')} units), not {plan['source']!r} ({plan['source_fingerprint'][:12]}, "
             f"{plan['units']} units); name another folder, or the same files and options"
         )
-    for key in plan.keys() - {"shard_size", "labels"}:
+    for key in plan.keys() - {"shard_size", "labels", "tokenizer"}:
         if frozen.get(key) != plan[key]:
             raise UserError(f"{target} says {key} = {frozen.get(key)!r}, this job {plan[key]!r}; name another folder")
     return frozen
@@ -277,12 +277,13 @@ def run_job(
     max_broken: float = 0.01,
     progress: bool = True,
     compile: bool | str = "auto",
+    tokenizer: str = "",
 ) -> JobReport:
     """Task `shard` of `num_shards`: encode the tar shards whose number is `shard` modulo `num_shards`.
 
     `size` is the side of the pictures in pixels (the tokenizer's resolution if None), `shard_size` the units in a tar,
-    `max_broken` the share of this task's units that may be unreadable. Whichever task finds all shards
-    present writes store.json. Raises `UserError`.
+    `max_broken` the share of this task's units that may be unreadable; `tokenizer` is the name or path that the store
+    remembers for looking at it. Whichever task finds all shards present writes store.json. Raises `UserError`.
     """
     path = Path(path)
     if not 0 <= shard < num_shards:
@@ -291,7 +292,8 @@ def run_job(
         raise UserError(f"source {source.name!r} has nothing in it")
     report = JobReport()
     try:
-        plan = freeze_plan(path, make_plan(source, vqgan, size or vqgan.config.resolution, shard_size))
+        plan = make_plan(source, vqgan, size or vqgan.config.resolution, shard_size)
+        plan = freeze_plan(path, {**plan, "tokenizer": tokenizer})
         ranges = shard_ranges(plan)
         mine = range(shard, len(ranges), num_shards)
         todo = [n for n in mine if not layout.sidecar_path(path, layout.shard_name(n)).is_file()]
@@ -433,13 +435,15 @@ def finish(path: Path) -> bool:
     names = [layout.shard_name(n) for n in range(len(shard_ranges(plan)))]
     present = list(sidecars(path))
     _write_quarantine(path, [])
-    if len(present) < len(names) or (path / "store.json").is_file():
-        return len(present) >= len(names)
+    if len(present) < len(names):
+        return False
     keys = ("name", "bytes", "sha256", "units", "ids", "items", "blocks", "pictures")
     shards = [{**{key: sidecar[key] for key in keys}, "broken": len(sidecar["broken"])} for sidecar in present]
     if not sum(shard["items"] for shard in shards):
         raise UserError(f"nothing of source {plan['source']!r} could be read; see {path / 'quarantine.jsonl'}")
-    write_json(path / "store.json", {**plan, "shards": shards})
+    info = {**plan, "shards": shards}
+    if not (path / "store.json").is_file() or read_json(path / "store.json") != info:
+        write_json(path / "store.json", info)
     return True
 
 
