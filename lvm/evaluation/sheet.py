@@ -1,0 +1,57 @@
+"""Prompt grids as one labelled PNG: for the README and for a look without a browser."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from lvm.evaluation.suite import Grid
+from lvm.runtime.files import atomic_path
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+
+CELL = 96  # pixels a side of a picture
+GAP, HEAD, SIDE = 4, 26, 116
+PAPER, INK, SOFT = (255, 255, 255), (30, 30, 30), (110, 110, 110)
+
+
+def enlarge(picture: "UInt8[np.ndarray, 'y x 3']", side: int) -> "UInt8[np.ndarray, 'side side 3']":
+    """To `side` x `side`: whole pixels for small pictures, smoothly for the rest."""
+    exact = side % picture.shape[0] == 0 and side % picture.shape[1] == 0
+    resample = Image.Resampling.NEAREST if exact else Image.Resampling.BICUBIC
+    return np.asarray(Image.fromarray(np.asarray(picture)).resize((side, side), resample))
+
+
+def draw_sheet(grids: Sequence[Grid], rows_each: int = 2, cell: int = CELL) -> Image.Image:
+    """All grids below each other: titles at the left, column names above and where they change."""
+    font, bold = ImageFont.load_default(size=13), ImageFont.load_default(size=14)
+    columns = max((len(grid.columns) for grid in grids), default=0)
+    heights, names = [], None
+    for grid in grids:
+        heights.append((HEAD if grid.columns != names else GAP) + (cell + GAP) * len(grid.rows[:rows_each]))
+        names = grid.columns
+    sheet = Image.new("RGB", (SIDE + columns * (cell + GAP) + GAP, sum(heights) + GAP), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    top, names = 0, None
+    for grid, height in zip(grids, heights):
+        y = top + (HEAD if grid.columns != names else GAP)
+        if grid.columns != names:
+            for k, name in enumerate(grid.columns):
+                pen.text((SIDE + k * (cell + GAP) + cell / 2, y - 6), name, SOFT, font, anchor="ms")
+        names = grid.columns
+        pen.text((8, y + cell / 2), grid.title.replace(" ", "\n", 1), INK, bold, anchor="lm")
+        for row in grid.rows[:rows_each]:
+            for k, picture in enumerate(row):
+                sheet.paste(Image.fromarray(enlarge(picture, cell)), (SIDE + k * (cell + GAP), y))
+            y += cell + GAP
+        top += height
+    return sheet
+
+
+def report_sheet(path: str | Path, grids: Sequence[Grid], rows_each: int = 2, cell: int = CELL) -> None:
+    """Write `draw_sheet` as a PNG of few colours' worth of bytes, atomically."""
+    with atomic_path(path) as aside:
+        draw_sheet(grids, rows_each, cell).save(aside, format="PNG", optimize=True)
