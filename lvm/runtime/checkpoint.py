@@ -2,13 +2,15 @@
 
     step-00001234/tensors/shard-*.safetensors   one file a rank; any other number of ranks can read them
                   state.json                    everything that is not a tensor
-                  manifest.json                 bytes and sha256 of each file above, step, world size, fingerprints
+                  manifest.json                 bytes and sha256 of each file above and of itself, step, world size,
+                                                fingerprints
 
 A save copies the tensors at the step boundary; a thread then writes `.tmp-step-00001234.<attempt>/` and, when every
 rank has synced its file, rank 0 writes the manifest and renames the folder. Nothing is pickled, neither way: torch's
 own checkpoint format would be, hence its Hugging Face writer and reader.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -73,6 +75,8 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(
             f"{path} has checkpoint format {manifest.get('version')!r}; this version reads {FORMAT_VERSION}"
         )
+    if manifest.pop("sha256", None) != _digest(manifest):
+        raise UserError(f"{path}/manifest.json is damaged (its sha256 differs); use another checkpoint")
     for name, entry in manifest["files"].items():
         try:
             size = (path / name).stat().st_size
@@ -255,13 +259,14 @@ class CheckpointWriter:
         """Rank 0: state, manifest, rename, and the oldest folders removed."""
         (aside / "tensors").mkdir(parents=True, exist_ok=True)
         _write_synced(aside / "state.json", state)
-        manifest = {
+        manifest: dict[str, Any] = {
             "version": FORMAT_VERSION,
             "step": step,
             "world_size": self._world_size,
             "fingerprints": fingerprints,
             "files": files | {"state.json": _describe(aside / "state.json")},
         }
+        manifest["sha256"] = _digest(manifest)
         _write_synced(aside / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         sync_folder(aside / "tensors")
         sync_folder(aside)
@@ -296,6 +301,10 @@ class CheckpointWriter:
 
 def _describe(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _write_synced(path: Path, content: str) -> None:

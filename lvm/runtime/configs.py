@@ -1,5 +1,6 @@
 """From YAML to small frozen dataclasses, strictly: an unknown key is an error that names the nearest known one."""
 
+import collections.abc
 import dataclasses
 import difflib
 import types
@@ -23,6 +24,8 @@ def config_folder() -> Path:
 
 def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """A `cls` from a mapping. Unknown keys, missing keys and wrong types raise a `UserError` that names the key."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where or cls.__name__} is {values!r}; it must be a mapping")
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
@@ -55,7 +58,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 return _convert(argument, value, where)
             except UserError as error:
                 errors.append(error)
-        raise errors[0]
+        if len(errors) == 1 or isinstance(value, Mapping):
+            raise errors[0]
+        raise UserError(f"{where} is {value!r}; it must be {' or '.join(map(_hint_name, arguments))}")
     if origin is typing.Literal:
         if value not in arguments:
             raise UserError(f"{where} is {value!r}; use one of {', '.join(map(repr, arguments))}")
@@ -63,21 +68,19 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if isinstance(value, hint):
             return value
-        if not isinstance(value, Mapping):
-            raise UserError(f"{where} is {value!r}; it must be a mapping")
         return build(hint, value, where)
-    if origin in (list, tuple):
+    if origin in (list, tuple, collections.abc.Sequence):
         if isinstance(value, str) or not hasattr(value, "__iter__"):
             raise UserError(f"{where} is {value!r}; it must be a list")
         items = list(value)
-        if origin is list:
+        if origin is not tuple:
             return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items)]
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return tuple(_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
         if len(items) != len(arguments):
             raise UserError(f"{where} has {len(items)} values; it takes {len(arguments)}")
         return tuple(_convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, items)))
-    if origin is dict:
+    if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise UserError(f"{where} is {value!r}; it must be a mapping")
         return {key: _convert(arguments[1], item, _path(where, key)) for key, item in value.items()}
@@ -94,4 +97,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return Path(value)
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise UserError(f"{where} is {value!r}; it must be of type {getattr(hint, '__name__', hint)}")
+    raise UserError(f"{where} is {value!r}; it must be of type {_hint_name(hint)}")
+
+
+def _hint_name(hint: Any) -> str:
+    if get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is not None or not isinstance(hint, type):
+        return str(hint).replace("typing.", "")
+    return "None" if hint is type(None) else hint.__name__

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable
 
-
 # A full disk or a folder one may not write to: the operating system's own line names the file.
 _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 

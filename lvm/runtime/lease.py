@@ -67,6 +67,8 @@ class RunLease:
     def check(self) -> None:
         """Raise `UserError` if another incarnation took the lease; ask before each rename."""
         owner = self._read()
+        if not owner:
+            raise UserError(f"the lease {self.path} was removed while pid {os.getpid()} held it; start the run again")
         if owner.get("token") != self._token or owner.get("released"):
             raise UserError(
                 f"the lease {self.path} was taken over by pid {owner.get('pid')} on {owner.get('host')} "

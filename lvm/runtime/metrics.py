@@ -21,7 +21,8 @@ _PATTERN = "attempt-*.jsonl"
 class MetricsLog:
     """Rank 0's log of one attempt. `folder` is `RUN/metrics`; the attempt's number is the next free one.
 
-    `resumed_at` is the step this attempt continued from: what former attempts logged after it counts no more.
+    `resumed_at` is the step this attempt continued from (default: the one before its first record): what former
+    attempts logged after it counts no more.
     `wandb` holds arguments of `wandb.init` (project, name, id ...), or None. Without an API key it runs offline;
     whatever fails in it is said once and never stops the run.
     """
@@ -30,7 +31,7 @@ class MetricsLog:
         self, folder: str | os.PathLike[str], resumed_at: int = 0, wandb: Mapping[str, Any] | None = None
     ) -> None:
         folder = Path(folder)
-        self._first: dict[str, Any] = {"resumed_at": int(resumed_at)}
+        self._first: dict[str, Any] = {} if resumed_at is None else {"resumed_at": int(resumed_at)}
         folder.mkdir(parents=True, exist_ok=True)
         number = 1 + max((int(path.stem.removeprefix("attempt-")) for path in folder.glob(_PATTERN)), default=-1)
         while True:

@@ -1,0 +1,97 @@
+"""Stop signals set a flag, and all ranks agree on the step at which they stop."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from lvm.runtime.distributed import Distributed, RankError, StopAgreement
+from lvm.runtime.signals import STOP_SIGNALS, StopFlag
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_stop_signal_sets_the_flag_and_the_former_handler_returns(number):
+    former = signal.getsignal(number)
+    with StopFlag() as flag:
+        assert not flag.requested
+        os.kill(os.getpid(), number)
+        assert flag.requested and flag.received == number
+    assert signal.getsignal(number) == former
+
+
+def test_a_second_interrupt_interrupts(monkeypatch):
+    with StopFlag() as flag:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert flag.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_workers_ignore_stop_signals():
+    script = (
+        "import os, signal; from lvm.runtime.signals import ignore_signals, STOP_SIGNALS; ignore_signals(0)\n"
+        "for number in STOP_SIGNALS: os.kill(os.getpid(), number)\n"
+        "print('alive')"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "alive\n"
+
+
+def test_one_rank_agrees_with_itself_one_step_later():
+    stop = StopAgreement(Distributed())
+    history = []
+    for wanted in (False, True, False, False):
+        history.append(stop.agreed())
+        stop.submit(wanted)
+    assert [*history, stop.agreed()] == [False, False, True, True, True]
+
+
+def test_one_rank_alone_is_main_and_talks_to_itself():
+    alone = Distributed()
+    alone.barrier()
+    assert (alone.rank, alone.world_size, alone.is_main) == (0, 1, True)
+    assert alone.broadcast("x") == "x" and alone.gather(3) == [3]
+    alone.together(None)
+    with pytest.raises(KeyError):
+        alone.together(KeyError("mine"))
+
+
+RANK = """
+import os, sys, time, torch.distributed as dist
+from lvm.runtime.distributed import Distributed, RankError, StopAgreement
+from lvm.runtime.errors import UserError, is_user_error
+dist.init_process_group("gloo")
+me = Distributed()
+assert me.broadcast(["from", me.rank]) == ["from", 0]
+assert me.gather(me.rank) == [0, 1]
+stop = StopAgreement(me)
+for step in range(1000):
+    if stop.agreed():
+        break
+    stop.submit(me.rank == 1 and step >= 3)  # only one rank saw the signal
+    time.sleep(0.01 * me.rank)
+assert me.gather(step) == [4, 4], step
+try:
+    me.together(UserError("no such file") if me.rank == 0 else None)
+except Exception as error:
+    assert is_user_error(error) and "no such file" in str(error)
+    assert isinstance(error, RankError) == (me.rank == 1)
+else:
+    raise AssertionError
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_stop_at_the_same_step_and_fail_together():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [subprocess.Popen([sys.executable, "-c", RANK], env=common | {"RANK": str(rank)}) for rank in range(2)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+
+
+def test_the_error_of_another_rank_keeps_whose_it_is_to_mend():
+    assert RankError("x", user_error=True).user_error and not RankError("x", user_error=False).user_error
