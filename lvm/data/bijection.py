@@ -52,7 +52,7 @@ def permute_in_blocks(x: Any, size: Any, key: Any, block: int) -> "Int64[np.ndar
     """
     x, size, key = np.broadcast_arrays(np.atleast_1d(x), size, key)
     if size.size == 0 or int(size.max()) <= block:
-        return permute(x, size, hash64(key, 1))
+        return permute(x, size, hash64(key, 1, 0))  # block 0 is all there is
     x, size, key = x.astype(np.int64), size.astype(np.int64), key.astype(np.uint64)
     num_blocks = -(-size // block)
     short = size - (num_blocks - 1) * block  # length of the last block
