@@ -10,3 +10,41 @@ bootstrap.py   intervals
 suite.py       all of these together: one dictionary, and the pictures to look at
 charts.py, sheet.py, report.py   the same as something to look at
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lvm.evaluation.prompts import ClipSet, PromptSet, source_prompts, world_clips, world_prompts
+    from lvm.evaluation.report import headline, write_report
+    from lvm.evaluation.sheet import report_sheet
+    from lvm.evaluation.suite import Evaluation, Grid, evaluate_prompts
+
+_HOMES = {
+    "prompts": ("ClipSet", "PromptSet", "source_prompts", "world_clips", "world_prompts"),
+    "report": ("headline", "write_report"),
+    "sheet": ("report_sheet",),
+    "suite": ("Evaluation", "Grid", "evaluate_prompts"),
+}
+
+__all__ = [
+    "ClipSet",
+    "Evaluation",
+    "Grid",
+    "PromptSet",
+    "evaluate_prompts",
+    "headline",
+    "report_sheet",
+    "source_prompts",
+    "world_clips",
+    "world_prompts",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when asked for: processes that only draw pictures (`prompts.Drawings`) must not load torch."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"lvm.evaluation.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

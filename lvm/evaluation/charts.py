@@ -97,7 +97,7 @@ def legend(entries: Sequence[tuple[str, str]], right: float, y: float = 16) -> l
     parts, x = [], right
     for name, colour in reversed(entries):
         parts.append(text(x, y, name, "end", 12, f'fill="{colour}" font-weight="600"'))
-        x -= 7 * len(name) + 16
+        x -= 6.4 * len(name) + 14
     return parts
 
 
@@ -115,7 +115,7 @@ def step_chart(
     values = [v for line in lines.values() for v in line if v is not None and v > 0]
     if not values:
         return ""
-    low, high = min(values) / 1.35, max(values) * 1.35
+    low, high = min(values) / 1.45, max(values) * 1.35
     left, right, top, bottom = 34, width - 22, 46, height - 26
     at_x = lambda i: left + (i + 0.35) / max(1, len(labels) - 0.3) * (right - left)
     at_y = lambda v: bottom - (math.log(v) - math.log(low)) / (math.log(high) - math.log(low)) * (bottom - top)
@@ -127,15 +127,18 @@ def step_chart(
             text(left - 5, at_y(tick) + 4, short(tick), "end", 10),
         ]
     for i, label in enumerate(labels):
-        parts.append(text(at_x(i), bottom + 17, label, size=12))
+        colour = f'fill="{RED}" font-weight="600"' if apart is not None and i >= apart else INK
+        parts.append(text(at_x(i), bottom + 19, label, size=12, more=colour))
     for name, line in lines.items():
         known = [(i, v) for i, v in enumerate(line) if v is not None and v > 0]
         joined = [(at_x(i), at_y(v)) for i, v in known if apart is None or i < apart]
         parts.append(path(joined, colours[name]))
         for i, v in known:
-            colour = RED if apart is not None and i >= apart else colours[name]
-            parts.append(f'<circle cx="{at_x(i):.1f}" cy="{at_y(v):.1f}" r="3.4" fill="{colour}"/>')
-            parts.append(text(at_x(i), at_y(v) - 8, short(v), size=11, more=f'fill="{colour}"'))
+            others = [other[i] for key, other in lines.items() if key != name]
+            under = any(other is not None and other > v for other in others)  # the lower value is written below
+            parts.append(f'<circle cx="{at_x(i):.1f}" cy="{at_y(v):.1f}" r="3.4" fill="{colours[name]}"/>')
+            label = f'fill="{colours[name]}"'
+            parts.append(text(at_x(i), at_y(v) + (16 if under else -8), short(v), size=11, more=label))
     parts += legend([(name, colours[name]) for name in lines], width - 6, 33) if len(lines) > 1 else []
     return svg(width, height, parts, f"{title} by {', '.join(labels)}")
 

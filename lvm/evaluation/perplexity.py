@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lvm.evaluation.prompts import ClipSet, PromptSet
-from lvm.evaluation.tasks import Task
+from lvm.evaluation.tasks import Task, tasks_of
 from lvm.runtime import UserError
 from lvm.runtime.hashing import hash64, seed_from
 
@@ -96,15 +96,14 @@ def task_nll(
     task: Task,
     seed: int = 0,
     pairs: Sequence[int] = PAIRS,
-    others: Sequence[Task] | None = None,
 ) -> "dict[str, Float[np.ndarray, 'n t']]":
-    """NLL of each answer token by number of pairs ("0", "1", ...), and after as many wrong pairs as right ones at most.
+    """NLL of each answer token by number of pairs ("0", "1", ...), and after the most pairs of another task ("wrong").
 
-    `others` are the tasks wrong pairs may be of (default: those of `prompts`); without another one there is no "wrong".
+    Wrong pairs are of any other task that the channels of `prompts` allow; where there is none, "wrong" is left out.
     """
     tokens = prompts.codes[task.output].shape[-1]
     nll = {str(k): answer_nll(model, task_tokens(prompts, task, k), tokens) for k in pairs}
-    among = prompts.tasks if others is None else others
+    among = tasks_of(prompts.codes)
     if any(other != task for other in among):
         wrong = wrong_tasks(task, among, len(prompts), seed)
         nll["wrong"] = answer_nll(model, task_tokens(prompts, task, max(pairs), wrong), tokens)

@@ -243,7 +243,7 @@ def source_prompts(
     kept: Counter[tuple[Any, ...]] = Counter()
     order = pick(max_units, np.arange(len(source)), (seed, 5))
     for _, items in _read(source, order.tolist(), vq.config.resolution, workers, skip_broken=True):
-        held = bool(held_out(np.uint64(group_hash(items[0].group)), held_out_per_mille))
+        held = bool(held_out(np.asarray(group_hash(items[0].group), np.uint64), held_out_per_mille))
         if items[0].num_pictures > 1:
             clips.extend(items[:1] if held else [])
             continue

@@ -260,11 +260,10 @@ def loss_chart(metrics: Sequence[Mapping[str, Any]]) -> str:
     if len(points) < 2:
         return ""
     stride = max(1, len(points) // 1500)
-    smooth, value = [], points[0][1]
-    share = min(0.2, 20 / len(points))
-    for x, y in points:
-        value += share * (y - value)
-        smooth.append((x, value))
+    window = np.ones(max(1, len(points) // 40))
+    values = np.array([y for _, y in points])
+    means = np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+    smooth = [(x, float(y)) for (x, _), y in zip(points, means)]
     lines = [
         charts.Line("", points[::stride], charts.BLUE, 1.0, 0.35),
         charts.Line("training loss, running mean", smooth[::stride], charts.BLUE, 2.2),
@@ -330,8 +329,8 @@ def page(
         section(
             "Perplexity by number of pairs",
             "exp of the mean NLL over the tokens of the true answers, the same targets for every number of pairs; "
-            "logarithmic. Red: as many pairs of another task before the same query, the control that shows that the "
-            "pairs are read.",
+            "logarithmic. wrong: as many pairs of another task before the same query, the control that shows that "
+            "the pairs are read.",
             pair_charts(tasks),
             perplexity_table(tasks) if tasks else "",
         ),
