@@ -28,7 +28,7 @@ class MetricsLog:
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], resumed_at: int = 0, wandb: Mapping[str, Any] | None = None
+        self, folder: str | os.PathLike[str], resumed_at: int | None = None, wandb: Mapping[str, Any] | None = None
     ) -> None:
         folder = Path(folder)
         self._first: dict[str, Any] = {} if resumed_at is None else {"resumed_at": int(resumed_at)}
