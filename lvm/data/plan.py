@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lvm.data.config import PLAN_VERSION, DataConfig, data_config
+from lvm.data import about
+from lvm.data.config import DataConfig, data_config
 from lvm.data.entries import Draws, Entry, open_entries
 from lvm.data.packing import AlignedPacking, ConcatPacking, Placed
 from lvm.data.schedule import Schedule, make_schedule, sentence_shares, slot_counts
@@ -49,12 +50,12 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class _Sentences:
+class Sentences:
     """Sentences of some windows, in window order."""
 
     placed: Placed
-    entry: "Int64[np.ndarray, 's']"
-    draw: "Int64[np.ndarray, 's']"
+    entry: "Int64[np.ndarray, 's']"  # row of `TokenPlan.entries`
+    draw: "Int64[np.ndarray, 's']"  # k, counted from the first stage on
 
 
 class TokenPlan:
@@ -72,10 +73,9 @@ class TokenPlan:
         self.names = tuple(config.entries)
         opened = {entry.name: entry for entry in open_entries(config, self.stores, used)}
         self.entries: list[Entry] = list(opened.values())
-        # Entries that no stage uses keep their index: `source` is the place in the config.
-        self._row = np.array([used.index(name) if name in opened else -1 for name in self.names])
-        self._index = np.array([self.names.index(name) for name in used])
-        self._draws = Draws(self.entries, config.seed, config.shuffle_block)
+        # `source` is the place in the config, which entries of weight 0 keep.
+        self.index = np.array([self.names.index(name) for name in used])
+        self.draws = Draws(self.entries, config.seed, config.shuffle_block)
         self.stages = self._make_stages(weights)
 
     @classmethod
@@ -120,7 +120,7 @@ class TokenPlan:
                     )
         draws_before = np.zeros(len(self.entries), np.int64)
         for number, stage in enumerate(config.stages):
-            own = np.array([weights[number][i] for i in self._index])
+            own = np.array([weights[number][i] for i in self.index])
             shares = sentence_shares(own, [entry.recipe.pictures for entry in self.entries], config.weights_by)
             counts = slot_counts(shares, config.period, [entry.name for entry in self.entries])
             schedule = make_schedule(counts, seed_from("schedule", config.seed, number))
@@ -148,12 +148,12 @@ class TokenPlan:
 
     def windows(self, i: int, n: int) -> Window:
         """Windows i .. i+n-1, each field [n, T+1]; equal to n calls of `window`."""
-        parts = [self._render(*part) for part in self._by_stage(i, n)]
+        parts = [self._render(*part) for part in self.by_stage(i, n)]
         if len(parts) == 1:
             return parts[0]
         return Window(*(np.concatenate(column) for column in zip(*((p.tokens, p.source, p.role) for p in parts))))
 
-    def _by_stage(self, i: int, n: int) -> Iterator[tuple[Stage, int, int]]:
+    def by_stage(self, i: int, n: int) -> Iterator[tuple[Stage, int, int]]:
         """(stage, window within it, how many) for windows i .. i+n-1."""
         if i < 0 or n < 1:
             raise IndexError(f"windows {i} .. {i + n - 1}")
@@ -164,18 +164,18 @@ class TokenPlan:
             if first < last:
                 yield stage, first - starts[number], last - first
 
-    def _sentences(self, stage: Stage, window: int, n: int) -> _Sentences:
+    def sentences(self, stage: Stage, window: int, n: int) -> Sentences:
         placed = stage.packing.place(window, n)
         period, slot = np.divmod(placed.sentence, self.config.period)
         entry = stage.schedule.slots[slot].astype(np.int64)
         draw = stage.draws_before[entry] + period * stage.schedule.counts[entry] + stage.schedule.rank[slot]
-        return _Sentences(placed, entry, draw)
+        return Sentences(placed, entry, draw)
 
-    def _compose(
+    def compose(
         self, entry: "Int64[np.ndarray, 's']", draw: "Int64[np.ndarray, 's']"
     ) -> Iterator[tuple[int, Any, Pictures]]:
         """(entry, which of the sentences, their pictures) for each entry among the sentences."""
-        drawn = self._draws.draw(entry, draw)
+        drawn = self.draws.draw(entry, draw)
         order = np.argsort(entry, kind="stable")
         borders = np.flatnonzero(np.diff(entry[order])) + 1
         for here in np.split(order, borders):
@@ -185,14 +185,14 @@ class TokenPlan:
             yield row, here, recipe.compose(items, drawn.key[here], self.entries[row].store)
 
     def _render(self, stage: Stage, window: int, n: int) -> Window:
-        sentences, width = self._sentences(stage, window, n), self.seq_len + 1
+        sentences, width = self.sentences(stage, window, n), self.seq_len + 1
         concat = isinstance(stage.packing, ConcatPacking)
         size = n * self.seq_len + 1 if concat else n * width
         margin = max(entry.length for entry in self.entries) if concat else 0  # sentences may stick out at both ends
         tokens = np.full(size + 2 * margin, self.pad, np.int64)
         source = np.full(size + 2 * margin, -1, np.int16)
         role = np.full(size + 2 * margin, PAD, np.int8)
-        composed = list(self._compose(sentences.entry, sentences.draw))
+        composed = list(self.compose(sentences.entry, sentences.draw))
         for (row, here, _), codes in zip(composed, self._codes(composed)):
             entry = self.entries[row]
             written = stage.packing.written(entry.length)
@@ -201,7 +201,7 @@ class TokenPlan:
             sentence[:, 0], sentence[:, -1] = self.bos, self.eos
             sentence[:, 1:-1] = codes
             tokens[places] = sentence[:, :written]
-            source[places] = self._index[row]
+            source[places] = self.index[row]
             role[places] = self._roles[row][:written]
         fields = (tokens, source, role)
         if concat:
@@ -240,8 +240,8 @@ class TokenPlan:
         From lengths alone: every data rank knows the weight of the global batch without a collective.
         """
         totals = np.zeros(len(ROLES), np.int64)
-        for stage, window, count in self._by_stage(i, n):
-            sentences = self._sentences(stage, window, count)
+        for stage, window, count in self.by_stage(i, n):
+            sentences = self.sentences(stage, window, count)
             start = sentences.placed.start
             concat = isinstance(stage.packing, ConcatPacking)
             first, end = (1, count * self.seq_len + 1) if concat else (0, count * (self.seq_len + 1))
@@ -258,135 +258,29 @@ class TokenPlan:
         return totals
 
     def explain(self, i: int) -> list[dict[str, Any]]:
-        """The sentences of window i in order: entry, recipe, draw, where its tokens lie, and every picture's origin.
-
-        `start` is the place of the sentence's BOS in the window (negative where the window cuts it), `end` that behind
-        its last token. Each picture says where its codes stand: store, shard, member of the tar and row.
-        """
-        ((stage, window, _),) = self._by_stage(i, 1)
-        sentences = self._sentences(stage, window, 1)
-        epochs = self._draws.draw(sentences.entry, sentences.draw).epoch
-        rows: list[dict[str, Any]] = [{} for _ in sentences.entry]
-        for row, here, pictures in self._compose(sentences.entry, sentences.draw):
-            entry, store = self.entries[row], self.entries[row].store
-            for place, at in enumerate(here.tolist()):
-                start = int(sentences.placed.start[at])
-                rows[at] = {
-                    "entry": entry.name,
-                    "source": entry.source,
-                    "recipe": self.config.entries[entry.name].recipe,
-                    "stage": self.stages.index(stage),
-                    "sentence": int(sentences.placed.sentence[at]),
-                    "draw": int(sentences.draw[at]),
-                    "epoch": int(epochs[at]),
-                    "start": start,
-                    "end": start + stage.packing.written(entry.length),
-                    "pictures": [
-                        self._explain_picture(store, entry, *numbers)
-                        for numbers in zip(
-                            pictures.item[place].tolist(),
-                            pictures.channel[place].tolist(),
-                            pictures.frame[place].tolist(),
-                            entry.recipe.roles().tolist(),
-                        )
-                    ],
-                }
-        return rows
-
-    def _explain_picture(
-        self, store: "TokenStore", entry: Entry, item: int, bit: int, frame: int, role: int
-    ) -> dict[str, Any]:
-        channel = store.channels[bit]
-        shard, member, row = store.locate(item, channel, frame)
-        return {
-            "item": item,
-            "id": store.id(item),
-            "view": int(store.view[item]),
-            "channel": channel,
-            "frame": frame,
-            "role": ROLES[role],
-            "store": str(getattr(store, "path", entry.source)),
-            "shard": shard,
-            "member": member,
-            "row": row,
-        }
+        """The sentences of window i: entry, draw, place, origin of every picture. See `lvm.data.about`."""
+        return about.explain(self, i)
 
     def describe(self) -> list[dict[str, Any]]:
-        """One row for each entry and stage: what `lvm data plan` prints. Shares are of sentences and picture tokens."""
-        rows = []
-        for number, stage in enumerate(self.stages):
-            counts = stage.schedule.counts
-            pictures = counts * np.array([entry.recipe.pictures for entry in self.entries])
-            for row, entry in enumerate(self.entries):
-                if counts[row] == 0:
-                    continue
-                rows.append(
-                    {
-                        "stage": number,
-                        "entry": entry.name,
-                        "source": entry.source,
-                        "recipe": self.config.entries[entry.name].recipe,
-                        "units": len(entry.units),
-                        "sentences": entry.num_sentences,
-                        "pictures": entry.recipe.pictures,
-                        "tokens": entry.num_sentences * entry.length,
-                        "sentences_per_period": int(counts[row]),
-                        "sentence_share": float(counts[row] / counts.sum()),
-                        "token_share": float(pictures[row] / pictures.sum()),
-                        "left_out": dict(entry.left_out),
-                    }
-                )
-        return rows
+        """One row for each stage and entry: sentences, tokens, shares, what was left out. See `lvm.data.about`."""
+        return about.describe(self)
 
     def waste(self, stage: int = 0) -> float:
         """Share of tokens that is PAD."""
         return self.stages[stage].packing.waste()
 
     def left_out(self) -> Counter[str]:
-        """Reason -> items that no sentence may show by a rule of the plan, summed over entries."""
+        """Reason -> items that no sentence may show, summed over entries."""
         return sum((Counter(entry.left_out) for entry in self.entries), Counter())
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """All that decides the bytes of windows. Equal facts, equal windows; a refused resume shows what differs."""
-        config = self.config
-        return {
-            "plan_version": PLAN_VERSION,
-            "stores": {name: store.fingerprint for name, store in self.stores.items()},
-            "vocabulary": {"num_codes": self.num_codes, "bos": self.bos, "eos": self.eos, "pad": self.pad},
-            "tokens_per_picture": self.tokens_per_picture,
-            "seq_len": config.seq_len,
-            "packing": config.packing,
-            "seed": config.seed,
-            "shuffle_block": config.shuffle_block,
-            "held_out_per_mille": config.held_out_per_mille,
-            "excluded": {
-                name: {"views": sorted(source.exclude_views), "groups": sorted(source.exclude_groups)}
-                for name, source in config.sources.items()
-            },
-            "entries": [
-                {
-                    "index": int(self._index[row]),
-                    "name": entry.name,
-                    "source": entry.source,
-                    "recipe": self.config.entries[entry.name].recipe,
-                    "options": repr(entry.recipe),
-                    "sentences": entry.num_sentences,
-                }
-                for row, entry in enumerate(self.entries)
-            ],
-            "stages": [
-                {
-                    "from_window": stage.first_window,
-                    "slots": hashlib.sha256(np.ascontiguousarray(stage.schedule.slots, "<i2").tobytes()).hexdigest(),
-                }
-                for stage in self.stages
-            ],
-        }
+        """All that decides the bytes of windows, as JSON; `lvm.data.differences` compares two."""
+        return about.facts(self)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex sha256 of `facts`."""
+        """Hex sha256 of `facts`: equal fingerprint, equal bytes."""
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,0 +1,152 @@
+"""What a plan says of itself: where the tokens of a window come from, what is in it, what decides its bytes."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lvm.data.config import PLAN_VERSION
+from lvm.sentences import ROLES
+
+if TYPE_CHECKING:
+    from lvm.data.entries import Entry
+    from lvm.data.plan import TokenPlan
+
+
+def explain(plan: "TokenPlan", i: int) -> list[dict[str, Any]]:
+    """The sentences of window i in order: entry, recipe, draw, where its tokens lie, and every picture's origin.
+
+    `start` is the place of the sentence's BOS in the window (negative where the window cuts it), `end` that behind
+    its last token. Each picture says where its codes stand: store, shard, member of the tar and row.
+    """
+    ((stage, window, _),) = plan.by_stage(i, 1)
+    sentences = plan.sentences(stage, window, 1)
+    epochs = plan.draws.draw(sentences.entry, sentences.draw).epoch
+    rows: list[dict[str, Any]] = [{} for _ in sentences.entry]
+    for row, here, pictures in plan.compose(sentences.entry, sentences.draw):
+        entry = plan.entries[row]
+        for place, at in enumerate(here.tolist()):
+            start = int(sentences.placed.start[at])
+            numbers = (pictures.item[place], pictures.channel[place], pictures.frame[place], entry.recipe.roles())
+            rows[at] = {
+                "entry": entry.name,
+                "source": entry.source,
+                "recipe": plan.config.entries[entry.name].recipe,
+                "stage": plan.stages.index(stage),
+                "sentence": int(sentences.placed.sentence[at]),
+                "draw": int(sentences.draw[at]),
+                "epoch": int(epochs[at]),
+                "start": start,
+                "end": start + stage.packing.written(entry.length),
+                "pictures": [_picture(entry, *map(int, four)) for four in zip(*numbers)],
+            }
+    return rows
+
+
+def _picture(entry: "Entry", item: int, bit: int, frame: int, role: int) -> dict[str, Any]:
+    store = entry.store
+    channel = store.channels[bit]
+    shard, member, row = store.locate(item, channel, frame)
+    return {
+        "item": item,
+        "id": store.id(item),
+        "view": int(store.view[item]),
+        "channel": channel,
+        "frame": frame,
+        "role": ROLES[role],
+        "store": str(getattr(store, "path", entry.source)),
+        "shard": shard,
+        "member": member,
+        "row": row,
+    }
+
+
+def describe(plan: "TokenPlan") -> list[dict[str, Any]]:
+    """One row for each stage and entry of it: what `lvm data plan` prints. Token shares are of picture tokens."""
+    rows = []
+    for number, stage in enumerate(plan.stages):
+        counts = stage.schedule.counts
+        pictures = counts * np.array([entry.recipe.pictures for entry in plan.entries])
+        for row, entry in enumerate(plan.entries):
+            if counts[row] == 0:
+                continue
+            rows.append(
+                {
+                    "stage": number,
+                    "entry": entry.name,
+                    "source": entry.source,
+                    "recipe": plan.config.entries[entry.name].recipe,
+                    "units": len(entry.units),
+                    "sentences": entry.num_sentences,
+                    "pictures": entry.recipe.pictures,
+                    "tokens": entry.num_sentences * entry.length,
+                    "sentences_per_period": int(counts[row]),
+                    "sentence_share": float(counts[row] / counts.sum()),
+                    "token_share": float(pictures[row] / pictures.sum()),
+                    "left_out": dict(entry.left_out),
+                }
+            )
+    return rows
+
+
+def facts(plan: "TokenPlan") -> dict[str, Any]:
+    """All that decides the bytes of windows. Paths are not among it."""
+    config = plan.config
+    return {
+        "plan_version": PLAN_VERSION,
+        "stores": {name: store.fingerprint for name, store in plan.stores.items()},
+        "vocabulary": {"num_codes": plan.num_codes, "bos": plan.bos, "eos": plan.eos, "pad": plan.pad},
+        "tokens_per_picture": plan.tokens_per_picture,
+        "seq_len": config.seq_len,
+        "packing": config.packing,
+        "seed": config.seed,
+        "shuffle_block": config.shuffle_block,
+        "held_out_per_mille": config.held_out_per_mille,
+        "excluded": {
+            name: {"views": sorted(source.exclude_views), "groups": sorted(source.exclude_groups)}
+            for name, source in config.sources.items()
+        },
+        "entries": {
+            entry.name: {
+                "index": int(plan.index[row]),
+                "source": entry.source,
+                "recipe": config.entries[entry.name].recipe,
+                "options": _plain(dataclasses.asdict(entry.recipe)),  # type: ignore[call-overload]
+                "sentences": entry.num_sentences,
+            }
+            for row, entry in enumerate(plan.entries)
+        },
+        "stages": [
+            {
+                "from_window": stage.first_window,
+                "slots": hashlib.sha256(stage.schedule.slots.astype("<i2").tobytes()).hexdigest(),
+            }
+            for stage in plan.stages
+        ],
+    }
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Tuples as lists, so that facts are equal before and after JSON."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+
+
+def differences(saved: Any, now: Any, where: str = "") -> list[str]:
+    """What differs between two plans' facts, one line each: `seed: 0 -> 1`."""
+    if isinstance(saved, Mapping) and isinstance(now, Mapping):
+        keys = [*saved, *(key for key in now if key not in saved)]
+        parts = (
+            differences(saved.get(key, "absent"), now.get(key, "absent"), f"{where}.{key}" if where else str(key))
+            for key in keys
+        )
+        return [line for part in parts for line in part]
+    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
+        return [line for i, (a, b) in enumerate(zip(saved, now)) for line in differences(a, b, f"{where}[{i}]")]
+    return [] if saved == now else [f"{where}: {_short(saved)} -> {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,332 @@
+"""Window i is a pure function of the plan and i, holds what the recipes say, and never what is held out."""
+
+import copy
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import FakeStore
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mixtures import STAGES, mixture, pairs
+
+from lvm.data import TokenPlan, differences
+from lvm.runtime import UserError
+from lvm.runtime.hashing import held_out
+from lvm.sentences import ANSWER, INPUT, PAD, SPECIAL
+
+STORE = FakeStore(scenes=60, clips=8, frames=(16, 40))
+CONFIGS = {
+    "aligned": mixture(),
+    "concat": mixture("concat", seq_len=50),
+    "staged": mixture(stages=STAGES, seed=3),
+}
+# A change of any of these is a change of every user's data order: raise PLAN_VERSION with it.
+GOLDEN = {
+    "aligned": "f10926ab01e97f0a",
+    "concat": "1696c211db07aabd",
+    "staged": "e88852e47e8a84be",
+}
+
+
+def plan_of(name):
+    return TokenPlan.from_config(CONFIGS[name], {"world": STORE})
+
+
+PLANS = {name: plan_of(name) for name in CONFIGS}
+each_plan = pytest.mark.parametrize("name", list(CONFIGS))
+
+
+def digest(plan):
+    window = plan.windows(0, 300)
+    fields = (window.tokens.astype("<i8"), window.source.astype("<i2"), window.role.astype("i1"))
+    return hashlib.sha256(b"".join(np.ascontiguousarray(field).tobytes() for field in fields)).hexdigest()[:16]
+
+
+@each_plan
+def test_windows_are_the_golden_ones(name):
+    assert digest(PLANS[name]) == GOLDEN[name]
+
+
+def test_windows_are_equal_in_a_fresh_process():
+    code = "import test_plan as t; print({name: t.digest(plan) for name, plan in t.PLANS.items()} == t.GOLDEN)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert run.stdout.strip() == "True", run.stderr
+
+
+@given(st.sampled_from(list(CONFIGS)), st.integers(0, 100_000), st.integers(1, 40), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_window_is_the_same_alone_and_in_any_batch(name, first, n, data):
+    plan = PLANS[name]
+    if data.draw(st.booleans()):
+        first %= 100  # where the stages change
+    batch = plan.windows(first, n)
+    i = data.draw(st.integers(0, n - 1))
+    alone = plan.window(first + i)
+    assert np.array_equal(alone.tokens, batch.tokens[i]) and np.array_equal(plan[first + i], alone.tokens)
+    assert np.array_equal(alone.source, batch.source[i]) and np.array_equal(alone.role, batch.role[i])
+    assert batch.tokens.dtype == np.int64 and batch.source.dtype == np.int16 and batch.role.dtype == np.int8
+
+
+def rebuilt(plan, i):
+    """Window i from what `explain` says of it, by the store alone."""
+    tokens = np.full(plan.seq_len + 1, plan.pad, np.int64)
+    for sentence in plan.explain(i):
+        codes = [[plan.bos]]
+        for picture in sentence["pictures"]:
+            codes.append(STORE.pictures([picture["item"]], picture["channel"], [picture["frame"]])[0].astype(np.int64))
+        codes = np.concatenate([*codes, [plan.eos]])
+        for place in range(max(0, sentence["start"]), min(plan.seq_len + 1, sentence["end"])):
+            tokens[place] = codes[place - sentence["start"]]
+    return tokens
+
+
+def borders(plan):
+    """Windows at the borders of periods, epochs and stages, and far away."""
+    bins = getattr(plan.stages[0].packing, "num_bins", 64 * 20 // 50)
+    for border in (0, bins, 10 * bins, 23, 60, 10_000):
+        yield from range(max(0, border - 2), border + 3)
+
+
+@each_plan
+def test_what_explain_names_rebuilds_the_window_byte_for_byte(name):
+    plan = PLANS[name]
+    for i in borders(plan):
+        assert np.array_equal(rebuilt(plan, i), plan[i]), i
+
+
+@each_plan
+def test_roles_and_sources_are_those_of_the_tokens(name):
+    plan = PLANS[name]
+    windows = plan.windows(0, 200)
+    assert np.array_equal(windows.role == SPECIAL, (windows.tokens == plan.bos) | (windows.tokens == plan.eos))
+    assert np.array_equal(windows.role == PAD, windows.tokens == plan.pad)
+    assert np.array_equal(windows.source == -1, windows.role == PAD)
+    single = windows.source == list(plan.names).index("single")
+    assert not (windows.role[single] == ANSWER).any()
+    clip = windows.source == list(plan.names).index("clip")
+    assert (windows.role[clip] == ANSWER).sum() > 10 * (windows.role[clip] == INPUT).sum()
+
+
+def test_neighbouring_concat_windows_share_one_token_and_join_into_whole_sentences():
+    plan = PLANS["concat"]
+    windows = plan.windows(5, 100)
+    assert np.array_equal(windows.tokens[1:, 0], windows.tokens[:-1, -1])
+    stream = np.concatenate([windows.tokens[0], *windows.tokens[1:, 1:]])
+    starts, ends = np.flatnonzero(stream == plan.bos), np.flatnonzero(stream == plan.eos)
+    ends = ends[ends > starts[0]]
+    lengths = ends - starts[: len(ends)] + 1
+    assert set(lengths.tolist()) == {66, 34, 6}
+    assert np.array_equal(starts[1 : len(ends)], ends[:-1] + 1)
+
+
+def test_aligned_windows_start_with_bos_and_end_with_pad_or_a_whole_sentence():
+    plan = PLANS["aligned"]
+    windows = plan.windows(0, 200)
+    assert (windows.tokens[:, 0] == plan.bos).all()
+    pad = windows.tokens == plan.pad
+    assert (np.diff(pad.astype(int), axis=1) >= 0).all()  # PAD only at the end
+    long = ~pad[:, -1] & (windows.tokens[:, -1] != plan.eos)
+    assert ((windows.role[long] == SPECIAL).sum(1) == 1).all()  # a sentence of T + 2 tokens lacks its EOS
+
+
+@each_plan
+def test_nothing_held_out_is_ever_shown(name):
+    plan = PLANS[name]
+    banned = {STORE.ids[i] for i in np.flatnonzero(held_out(STORE.group, 100))}
+    assert banned
+    shown = {p["id"] for i in range(200) for s in plan.explain(i) for p in s["pictures"]}
+    assert shown and not shown & banned
+
+
+def test_excluded_views_and_groups_of_a_source_are_in_no_entry():
+    config = mixture(sources={"world": {"exclude_views": [2], "exclude_groups": ["world-scene-1", "world-clip-0"]}})
+    plan = TokenPlan.from_config(config, {"world": STORE})
+    pictures = [p for i in range(150) for s in plan.explain(i) for p in s["pictures"]]
+    assert {p["view"] for p in pictures} == {0, 1, 3}
+    assert not {p["id"] for p in pictures} & {"world-scene-1", "world-clip-0"}
+    assert plan.left_out()["excluded group"] > 0 and plan.left_out()["excluded view"] > 0
+
+
+def sentences_of(plan, windows):
+    """Every sentence of some windows once, by stage and number."""
+    found = {}
+    for i in windows:
+        for sentence in plan.explain(i):
+            found[sentence["stage"], sentence["sentence"]] = sentence
+    return list(found.values())
+
+
+@each_plan
+def test_an_epoch_shows_no_unit_twice_and_leaves_out_fewer_than_one_sentence_a_group(name):
+    plan = PLANS[name]
+    sentences = sentences_of(plan, range(250))
+    for entry in plan.entries:
+        mine = [s for s in sentences if s["entry"] == entry.name]
+        draws = [s["draw"] for s in mine]
+        assert len(set(draws)) == len(draws)  # stages go on counting
+        for epoch in range(min(s["epoch"] for s in mine), max(s["epoch"] for s in mine)):
+            units = [
+                item for s in mine if s["epoch"] == epoch for item in dict.fromkeys(p["item"] for p in s["pictures"])
+            ]
+            assert len(set(units)) == len(units)
+            complete = sum(s["epoch"] == epoch for s in mine) == entry.num_sentences
+            if complete:
+                lost = len(entry.units) - len(units)
+                assert 0 <= lost <= len(entry.group_sizes) * (entry.recipe.units - 1)
+
+
+def test_whole_epochs_come_in_whole_and_each_in_another_order():
+    plan = PLANS["concat"]
+    by_epoch = {}
+    for s in sentences_of(plan, range(400)):
+        if s["entry"] == "single":
+            by_epoch.setdefault(s["epoch"], []).append((s["draw"], s["pictures"][0]["item"]))
+    orders = [[item for _, item in sorted(by_epoch[e])] for e in range(3)]
+    assert all(sorted(order) == sorted(plan.entries[-1].units.tolist()) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+
+
+def test_the_units_of_a_sentence_agree_on_the_column_their_entry_names():
+    plan = PLANS["aligned"]
+    views = set()
+    for s in sentences_of(plan, range(200)):
+        items = [p["item"] for p in s["pictures"]]
+        if s["entry"] in ("segmentation", "masked"):
+            (view,) = {int(STORE.view[item]) for item in items}
+            views.add(view)
+            assert len({p["id"] for p in s["pictures"]}) == 8
+        if s["entry"] == "kind":
+            assert len({int(STORE.label[item]) for item in items}) == 1
+    assert views == {1, 2, 3}
+
+
+def test_each_entry_gets_its_share_of_the_picture_tokens():
+    config = mixture(period=4096)
+    plan = TokenPlan.from_config(config, {"world": STORE})
+    rows = {row["entry"]: row for row in plan.describe()}
+    total = sum(entry["weight"] for entry in config["entries"].values())
+    for name, entry in config["entries"].items():
+        assert rows[name]["token_share"] == pytest.approx(entry["weight"] / total, abs=0.002)
+    windows = plan.windows(0, plan.stages[0].packing.num_bins)
+    pictures = windows.role <= ANSWER
+    counted = np.bincount(windows.source[pictures], minlength=6) / pictures.sum()
+    assert [rows[name]["token_share"] for name in plan.names] == pytest.approx(counted.tolist())
+    assert plan.waste() == pytest.approx((windows.role == PAD).mean())
+
+
+@each_plan
+def test_target_counts_need_no_tokens(name):
+    plan = PLANS[name]
+    for first, n in ((0, 1), (0, 7), (20, 50), (999, 3)):
+        roles = plan.windows(first, n).role[:, 1:]
+        assert plan.target_roles(first, n).tolist() == np.bincount(roles.ravel(), minlength=4).tolist()
+
+
+def test_a_stage_starts_a_fresh_stream_with_its_own_weights():
+    plan = PLANS["staged"]
+    clip = list(plan.names).index("clip")
+    source = plan.windows(0, 120).source
+    assert (source[:23] == clip).any() and not (source[23:60] == clip).any() and (source[60:] == clip).any()
+    assert plan.explain(23)[0]["start"] == 0 and plan.explain(23)[0]["sentence"] in range(64)
+
+
+def test_the_fingerprint_names_the_bytes():
+    base = PLANS["aligned"].fingerprint
+    assert base == plan_of("aligned").fingerprint
+    changes = [
+        {"seed": 1},
+        {"seq_len": 65},
+        {"packing": "concat"},
+        {"period": 65},
+        {"shuffle_block": 17},
+        {"held_out_per_mille": 101},
+        {"stages": STAGES},
+        {"sources": {"world": {"exclude_views": [7]}}},
+    ]
+    prints = [TokenPlan.from_config(mixture(**change), {"world": STORE}).fingerprint for change in changes]
+    reversed_clip = copy.deepcopy(mixture())
+    reversed_clip["entries"]["clip"]["reverse"] = False
+    prints.append(TokenPlan.from_config(reversed_clip, {"world": STORE}).fingerprint)
+    other = FakeStore(scenes=61, clips=8, frames=(16, 40))
+    prints.append(TokenPlan.from_config(mixture(), {"world": other}).fingerprint)
+    assert len({base, *prints}) == len(prints) + 1
+
+
+def test_the_facts_survive_json_and_say_what_differs():
+    saved = json.loads(json.dumps(PLANS["aligned"].facts))
+    assert differences(saved, PLANS["aligned"].facts) == []
+    other = TokenPlan.from_config(mixture(seed=1, sources={"world": {"exclude_views": [7]}}), {"world": STORE})
+    assert differences(saved, other.facts)[:2] == ["seed: 0 -> 1", "excluded.world.views: [] -> [7]"]
+
+
+def test_a_list_of_named_entries_is_the_same_plan_as_a_mapping():
+    config = mixture()
+    config["entries"] = [{"name": name, **entry} for name, entry in config["entries"].items()]
+    assert TokenPlan.from_config(config, {"world": STORE}).fingerprint == PLANS["aligned"].fingerprint
+
+
+def test_adding_an_entry_leaves_the_draws_of_the_others_alone():
+    config = copy.deepcopy(mixture())
+    config["entries"] = {"new": pairs("image", "normal", "none"), **config["entries"]}
+    more = TokenPlan.from_config(config, {"world": STORE})
+    first = {}
+    for plan in (PLANS["aligned"], more):
+        for s in sentences_of(plan, range(60)):
+            if s["entry"] == "depth" and s["draw"] == 3:
+                first[plan] = [p["item"] for p in s["pictures"]]
+    assert first[PLANS["aligned"]] == first[more]
+
+
+def with_entry(**changes):
+    config = copy.deepcopy(mixture())
+    config["entries"]["depth"].update(changes)
+    return config
+
+
+def other_tokenizer():
+    store = FakeStore(name="other")
+    store.tokenizer_fingerprint = "f" * 64
+    return store
+
+
+@pytest.mark.parametrize(
+    ("config", "stores", "says"),
+    [
+        (mixture(seq_len=63), {}, r"do not fit data\.seq_len=63 when aligned; use data\.seq_len=64"),
+        (mixture(), {"world": FakeStore(scenes=0, clips=0)}, "source 'world' is empty"),
+        (with_entry(output="depht"), {}, "entry 'depth': unknown channel 'depht'; this store holds image, depth"),
+        (with_entry(source="wrld"), {}, "entry 'depth' reads source 'wrld', which data.sources lacks; known: world"),
+        (with_entry(recipe="pair"), {}, "recipe 'pair'; use one of single, video, pairs"),
+        (with_entry(ouput="x"), {}, r"unknown config key 'data\.entries\.depth\.ouput'; did you mean 'output'"),
+        (with_entry(pictures=200), {}, "entry 'depth' has .* usable items in source 'world' and needs 100 a sentence"),
+        (with_entry(weight=-1), {}, "weight -1"),
+        (mixture(period=4), {}, r"period 4 is too short .* entry 'segmentation'; use data\.period=19"),
+        (mixture(entries={}), {}, "data.entries is empty"),
+        (mixture(sources={"world": {}, "b": {}}), {"b": other_tokenizer()}, "made by different tokenizers"),
+        (mixture(stages=[{"from_window": 5}]), {}, "the first must be 0"),
+        (mixture(stages=[{"from_window": 0, "weights": {"x": 1}}]), {}, "names 'x', which is no entry"),
+        (mixture(seq_length=3), {}, r"unknown config key 'data\.seq_length'; did you mean 'seq_len'"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused_with_the_remedy(config, stores, says):
+    with pytest.raises(UserError, match=says):
+        TokenPlan.from_config(config, {"world": STORE, **stores})
+
+
+def test_a_missing_store_and_one_of_another_tokenizer_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"source 'world' has no store; set data\.sources\.world\.store=FOLDER"):
+        TokenPlan.from_config(mixture())
+    with pytest.raises(UserError, match="is not a token store"):
+        TokenPlan.from_config(mixture(sources={"world": {"store": str(tmp_path)}}))
+    with pytest.raises(UserError, match=r"was made by tokenizer .*, not by cccccccccccc"):
+        TokenPlan.from_config(mixture(), {"world": STORE}, tokenizer_fingerprint="c" * 64)
+
+
+def test_negative_windows_are_refused():
+    with pytest.raises(IndexError):
+        PLANS["aligned"].window(-1)
