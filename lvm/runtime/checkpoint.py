@@ -27,9 +27,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
-from lvm.runtime.errors import UserError
+from lvm.runtime.errors import UserError, is_user_error
 from lvm.runtime.files import read_json, sha256_file, sync_folder
 from lvm.runtime.lease import RunLease
 
@@ -159,6 +160,7 @@ class CheckpointWriter:
         self._group = dist.new_group(backend="gloo") if self._distributed else None
         self._rank = dist.get_rank() if self._distributed else 0
         self._world_size = dist.get_world_size() if self._distributed else 1
+        self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._staging: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -216,6 +218,8 @@ class CheckpointWriter:
 
     def _run(self, step: int, tensors: dict[str, Tensor], state: str, fingerprints: dict[str, str]) -> None:
         try:
+            if self._device is not None:  # a new thread starts on GPU 0, and would take memory there on every rank
+                torch.cuda.set_device(self._device)
             self._write(step, tensors, state, fingerprints)
         except BaseException as error:
             self._error = error
@@ -233,25 +237,26 @@ class CheckpointWriter:
                 f"tensors/{file.name}": _describe(file)
                 for file in (aside / "tensors").glob(f"shard-{self._rank + 1:05d}-*")
             }
-        except BaseException as error:
+        except CheckpointException as error:  # what went wrong on each rank
+            problem = next(iter(error.failures.values()))[0] if error.failures else error
+        except Exception as error:
             problem = error
-        parts = self._gather((mine, None if problem is None else f"rank {self._rank}: {problem}"))
-        failure: str | None = None
+        parts = self._gather((mine, _as_failure(problem)))
+        failure = next((failure for _, failure in parts if failure is not None), None)
         if self._rank == 0:
             try:
-                failure = next((text for _, text in parts if text is not None), None)
                 if failure is None:
                     files = {name: entry for part, _ in parts for name, entry in part.items()}
                     self._complete(step, aside, files, state, fingerprints)
-            except BaseException as error:
-                problem, failure = error, f"rank 0: {error}"
+            except Exception as error:
+                problem, failure = error, _as_failure(error)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
         failure = self._broadcast(failure)
-        if problem is not None:
-            raise problem
         if failure is not None:
-            raise UserError(f"the checkpoint of step {step} could not be written: {failure}")
+            text, is_users = failure
+            kind = UserError if is_users else RuntimeError
+            raise kind(f"the checkpoint of step {step} could not be written to {self.folder}: {text}") from problem
 
     def _complete(
         self, step: int, aside: Path, files: dict[str, Any], state: str, fingerprints: dict[str, str]
@@ -297,6 +302,11 @@ class CheckpointWriter:
         gathered: list[Any] | None = [None] * self._world_size if self._rank == 0 else None
         dist.gather_object(value, gathered, dst=0, group=self._group)
         return gathered or []
+
+
+def _as_failure(error: BaseException | None) -> tuple[str, bool] | None:
+    """What other ranks are told: the text, and whether the user can mend it (a full disk, a lost lease)."""
+    return None if error is None else (str(error), isinstance(error, OSError) or is_user_error(error))
 
 
 def _describe(file: Path) -> dict[str, Any]:

@@ -199,6 +199,16 @@ def test_a_failed_save_surfaces_at_the_next_call_and_leaves_nothing(tmp_path):
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+def test_a_disk_that_refuses_is_an_error_of_the_user_that_names_the_folder(tmp_path):
+    writer = CheckpointWriter(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").rmdir()
+    (tmp_path / "checkpoints").write_text("a file in its place")
+    writer.save(1, some_tensors(), {}, {})
+    with pytest.raises(UserError, match=r"step 1 could not be written to .*checkpoints: .*Not a directory"):
+        writer.wait()
+    writer.wait()
+
+
 def test_a_state_that_is_not_json_is_refused_at_the_call(tmp_path):
     with pytest.raises(TypeError):
         CheckpointWriter(tmp_path).save(1, some_tensors(), {"x": torch.zeros(1)}, {})
