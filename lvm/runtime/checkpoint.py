@@ -110,7 +110,10 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Global shape and dtype of each tensor in a checkpoint, by name."""
     read_manifest(path)
-    metadata = HuggingFaceStorageReader(str(Path(path) / "tensors")).read_metadata().state_dict_metadata
+    try:
+        metadata = HuggingFaceStorageReader(str(Path(path) / "tensors")).read_metadata().state_dict_metadata
+    except Exception as error:  # safetensors has an exception of its own, json and dict add theirs
+        raise UserError(f"{path}/tensors cannot be read ({error}); use another checkpoint") from error
     return {key: (entry.size, entry.properties.dtype) for key, entry in metadata.items()}  # type: ignore[union-attr]
 
 
@@ -136,7 +139,11 @@ def load_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Tensor],
             raise UserError(f"{path}: {key} has dtype {dtype}, here it is {tensor.dtype}")
     if tensors:
         plain = {key: tensor.detach() for key, tensor in tensors.items()}
-        dcp.load(plain, storage_reader=HuggingFaceStorageReader(str(path / "tensors")), no_dist=True)
+        try:
+            dcp.load(plain, storage_reader=HuggingFaceStorageReader(str(path / "tensors")), no_dist=True)
+        except CheckpointException as error:
+            cause = next(iter(error.failures.values()))[0] if error.failures else error
+            raise UserError(f"{path}/tensors cannot be read ({cause}); use another checkpoint") from cause
     state: dict[str, Any] = read_json(path / "state.json")
     return state
 

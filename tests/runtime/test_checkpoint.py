@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -70,7 +71,7 @@ def test_what_was_saved_is_loaded_bit_for_bit_with_its_state(tmp_path):
     assert {key: size for key, (size, _) in read_shapes(path).items()} == {k: t.shape for k, t in tensors.items()}
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=6)
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z]{1,5}(\.[a-z0-9]{1,4}){0,2}", fullmatch=True),
@@ -106,11 +107,10 @@ def test_a_save_holds_the_values_of_its_call_though_training_goes_on(tmp_path):
     assert_equal(loaded, before)
 
 
-def test_one_prefix_can_be_loaded_alone(tmp_path):
-    write(tmp_path, [1])
+def test_one_prefix_can_be_loaded_alone(two_checkpoints):
     model = {key: tensor for key, tensor in some_tensors(1).items() if key.startswith("model.")}
     loaded = zeros_like(model)
-    load_checkpoint(tmp_path / "step-00000001", loaded, prefix="model.")
+    load_checkpoint(two_checkpoints / "step-00000001", loaded, prefix="model.")
     assert_equal(loaded, model)
 
 
@@ -123,12 +123,11 @@ def test_one_prefix_can_be_loaded_alone(tmp_path):
         (lambda t: t.update({"model.half": torch.zeros(5)}), "model.half has dtype torch.bfloat16"),
     ],
 )
-def test_another_models_checkpoint_is_refused_by_name_and_nothing_changes(tmp_path, change, message):
-    write(tmp_path, [1])
+def test_another_models_checkpoint_is_refused_by_name_and_nothing_changes(two_checkpoints, change, message):
     target = zeros_like(some_tensors())
     change(target)
     with pytest.raises(UserError, match=message):
-        load_checkpoint(tmp_path / "step-00000001", target)
+        load_checkpoint(two_checkpoints / "step-00000001", target)
     assert all(not tensor.any() for tensor in target.values())
 
 
@@ -137,11 +136,18 @@ def test_only_the_last_ones_are_kept(tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
 
 
-@settings(deadline=None, max_examples=15)
-@given(st.data())
-def test_any_flipped_bit_or_cut_is_found_and_the_checkpoint_passed_over(tmp_path_factory, data):
-    folder = tmp_path_factory.mktemp("damage")
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
     write(folder, [1, 2])
+    return folder
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_any_flipped_bit_or_cut_is_found_and_the_checkpoint_passed_over(two_checkpoints, tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("damage") / "copy"
+    shutil.copytree(two_checkpoints, folder)
     newest = folder / "step-00000002"
     files = sorted(path for path in newest.rglob("*") if path.is_file())
     file = data.draw(st.sampled_from(files))
@@ -159,15 +165,24 @@ def test_any_flipped_bit_or_cut_is_found_and_the_checkpoint_passed_over(tmp_path
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1}', '{"version": 99, "files": {}}'])
-def test_a_damaged_manifest_is_passed_over(tmp_path, content):
-    write(tmp_path, [1, 2])
+def test_a_damaged_manifest_is_passed_over(tmp_path, two_checkpoints, content):
+    shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
     (tmp_path / "step-00000002" / "manifest.json").write_text(content)
     with pytest.warns(UserWarning, match="passed over"):
         assert newest_checkpoint(tmp_path) == tmp_path / "step-00000001"
 
 
-def test_a_file_that_the_manifest_does_not_list_is_refused(tmp_path):
-    write(tmp_path, [1])
+def test_tensors_damaged_after_they_were_verified_are_an_error_of_the_user(tmp_path, two_checkpoints):
+    shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
+    (file,) = (tmp_path / "step-00000001" / "tensors").iterdir()
+    content = file.read_bytes()
+    file.write_bytes(b"\xff" * 16 + content[16:])
+    with pytest.raises(UserError, match="tensors cannot be read"):
+        load_checkpoint(tmp_path / "step-00000001", zeros_like(some_tensors()))
+
+
+def test_a_file_that_the_manifest_does_not_list_is_refused(tmp_path, two_checkpoints):
+    shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
     tensors = tmp_path / "step-00000001" / "tensors"
     (tensors / "shard-00002-model-00001-of-00001.safetensors").write_bytes(next(tensors.iterdir()).read_bytes())
     with pytest.raises(UserError, match=r"shard-00002.*not in the manifest"):
