@@ -65,14 +65,16 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict
 def find_config(name_or_path: str | Path) -> Path:
     """The absolute path of a config file, given as a path or as a name below configs/."""
     given = Path(name_or_path)
-    candidates = [given] if given.suffix in YAML_SUFFIXES else [given.with_name(given.name + s) for s in YAML_SUFFIXES]
-    for candidate in candidates:
-        for folder in (Path.cwd(), config_folder()):
-            if (folder / candidate).is_file():
-                return (folder / candidate).resolve()
     root = config_folder()
+    if given.suffix in YAML_SUFFIXES:  # a file: where it was named from comes first
+        candidates = [Path.cwd() / given, root / given]
+    else:
+        candidates = [folder / f"{given}{suffix}" for folder in (root, Path.cwd()) for suffix in YAML_SUFFIXES]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
     known = sorted(str(file.relative_to(root).with_suffix("")) for file in root.rglob("*.yaml"))
-    near = difflib.get_close_matches(str(given.with_suffix("")), known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(given).removesuffix(".yaml"), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known below configs/: {', '.join(known) or 'nothing'}"
     raise UserError(f"config {str(name_or_path)!r} does not exist; {hint}")
 

@@ -50,6 +50,9 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             if file.is_file():
                 with open(file, "rb") as opened:
                     os.fsync(opened.fileno())
+            else:
+                sync_folder(file)
+        sync_folder(aside)
         if path.exists():
             raise UserError(f"{path} appeared while it was being written; remove one of the two writers")
         os.rename(aside, path)

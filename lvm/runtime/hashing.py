@@ -5,6 +5,7 @@ a hash of a counter a few ns, and needs no state to be saved.
 """
 
 import hashlib
+import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,8 +40,8 @@ def uniform(*counters: Any) -> "Float64[np.ndarray, '*shape']":
 
 
 def seed_from(*parts: int | str) -> int:
-    """A 63-bit seed from names and numbers, equal in every process and version."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    """A 63-bit seed from names and numbers, equal in every process and version; numpy's integers count as int."""
+    text = "\x1f".join(f"str:{part}" if isinstance(part, str) else f"int:{operator.index(part)}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvm.runtime import UserError, build
+from lvm.runtime import UserError, build, config_files
 from lvm.runtime.config_files import flat_keys, load_config
 
 
@@ -165,3 +165,17 @@ def test_a_missing_or_broken_file_is_named(folder):
 
 def test_flat_keys_name_inner_and_outer_nodes():
     assert list(flat_keys({"a": {"b": 1}, "c": 2})) == ["a", "a.b", "c"]
+
+
+def test_a_name_below_configs_and_a_users_file_both_reach_our_groups(folder, tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(config_files, "config_folder", lambda: folder)
+    (folder / "net" / "wide.yaml").write_text("defaults: [large, _self_, /other: x]\ndepth: 2\n")
+    (folder / "other").mkdir()
+    (folder / "other" / "x.yaml").write_text("y: 1\n")
+    assert load_config("run", ["steps=1"])["steps"] == 1
+    assert load_config("net/wide") == {"width": 64, "depth": 2, "other": {"y": 1}}
+    mine = tmp_path_factory.mktemp("mine")
+    (mine / "my.run.yaml").write_text("defaults: [run, _self_]\nsteps: 9\n")
+    assert load_config(mine / "my.run.yaml", ["net=large"]) == load_config("run", ["net=large", "steps=9"])
+    with pytest.raises(UserError, match=r"'rum' does not exist; did you mean run"):
+        load_config("rum")

@@ -87,6 +87,7 @@ def test_held_out_shares_are_what_was_asked_and_nested():
 def test_seeds_tell_numbers_from_text_and_stay_the_same_for_ever():
     assert seed_from(1, "a") == seed_from(1, "a") != seed_from("1", "a")
     assert seed_from("a", "b") != seed_from("ab")
+    assert seed_from(np.int64(1), "a") == seed_from(1, "a")
     assert 0 <= seed_from(0) < 2**63
     assert seed_from(0, "embed.weight") == 2801198052034936869
 
