@@ -1,0 +1,93 @@
+"""Train a model; the arguments are overrides of configs/train.yaml, as for train.py.
+
+The world's store is built if it is missing. The same command again continues the run: its folder is `run_dir`, or a
+name made of the experiment and the overrides, never of the time.
+"""
+
+import hashlib
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from lvm.data import TokenPlan
+from lvm.model import LVM, LVMConfig
+from lvm.runtime import build
+from lvm.runtime.config_files import load_config
+from lvm.runtime.distributed import Distributed
+from lvm.training import OptimConfig, RunOptions, TrainerConfig, TrainResult, train
+
+# Overrides that may change from call to call of one run.
+_NOT_IN_NAME = re.compile(r"(run_dir|experiment|logger|trainer\.(max_steps|\w+_every_steps|devices|num_nodes))=")
+
+
+def run_name(overrides: Sequence[str]) -> str:
+    """A folder name for a command without run_dir: demo, demo-seed=1, or ending in a hash if that would be long."""
+    experiment = next((o.partition("=")[2] for o in overrides if o.startswith("experiment=")), "train")
+    rest = sorted(o for o in overrides if not _NOT_IN_NAME.match(o))
+    name = "-".join([experiment, *(re.sub(r"[^\w.=+-]", "_", o) for o in rest)])
+    digest = hashlib.sha256("\n".join([experiment, *rest]).encode()).hexdigest()[:8]
+    return name if len(name) <= 80 and not re.search(r"[^\w.=+-]", "".join(rest)) else f"{name[:70]}-{digest}"
+
+
+def fill_world_store(config: dict[str, Any], ranks: Distributed) -> dict[str, Any]:
+    """The data config, with the world's store where it names none; rank 0 builds it while the others wait."""
+    data = {key: value for key, value in config["data"].items() if key != "new_plan"}
+    world = data.get("sources", {}).get("world")
+    if world is None or world.get("store"):
+        return data
+    problem, path = None, None
+    if ranks.is_main:
+        try:
+            from lvm.store.ensure import ensure_world_store
+            from tokenizer import VQGAN, pretrained_names
+
+            vqgan = VQGAN.from_pretrained(config["tokenizer"] or pretrained_names()[0])
+            path = str(ensure_world_store(config["world"], vqgan))
+        except Exception as error:
+            problem = error
+    ranks.together(problem)
+    return data | {"sources": data["sources"] | {"world": world | {"store": ranks.broadcast(path)}}}
+
+
+def train_config(overrides: Sequence[str]) -> TrainResult:
+    """Compose configs/train.yaml with `overrides` and train; every rank of a launched job calls it alike."""
+    from lightning.fabric import Fabric
+
+    config = load_config("train", overrides)
+    trainer = build(TrainerConfig, config["trainer"], "trainer")
+    optim = build(OptimConfig, config["optim"], "optim")
+    model_config = build(LVMConfig, config["model"], "model")
+    run_dir = Path(config["run_dir"] or Path("runs") / run_name(overrides))
+
+    strategy = "auto" if trainer.devices == trainer.num_nodes == 1 else "ddp"  # ddp: Fabric opens the process group
+    fabric = Fabric(trainer.accelerator, strategy, devices=trainer.devices, num_nodes=trainer.num_nodes)
+    fabric.launch()
+    try:
+        plan = TokenPlan.from_config(fill_world_store(config, Distributed()))
+        fingerprint = next(iter(plan.stores.values())).tokenizer_fingerprint
+        model = LVM(replace(model_config, tokenizer_fingerprint=fingerprint), config["seed"])
+        run = RunOptions(run_dir, config["seed"], config["data"]["new_plan"], config["logger"]["wandb"], config)
+        result = train(trainer, optim, plan, model, run, fabric.device)
+        if fabric.is_global_zero:
+            print(f"{'finished' if result.finished else 'stopped'} at step {result.state.step}: {run_dir}")
+        return result
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def main(argv: Sequence[str]) -> int:
+    """0 for a finished run; one stopped by a signal is saved and exits with 128 + its number."""
+    if any(a in ("-h", "--help") for a in argv):
+        print(__doc__)
+        return 0
+    result = train_config(list(argv))
+    if result.finished:
+        return 0
+    print("the same command continues it")
+    return 128 + (result.signal or signal.SIGTERM)

@@ -1,0 +1,17 @@
+"""Training: the loop, how it is spread over ranks, the optimiser, and what makes a run resumable to the bit."""
+
+from lvm.training.journal import NotFinite
+from lvm.training.loop import RunOptions, TrainerConfig, TrainResult, train
+from lvm.training.optim import OptimConfig, learning_rate
+from lvm.training.resume import TrainState
+
+__all__ = [
+    "NotFinite",
+    "OptimConfig",
+    "RunOptions",
+    "TrainResult",
+    "TrainState",
+    "TrainerConfig",
+    "learning_rate",
+    "train",
+]

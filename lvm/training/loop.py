@@ -1,0 +1,274 @@
+"""The training loop: next window, forward, backward, clip, step, log, evaluate, save, stop. `train.py` calls it.
+
+    result = train(config, optim, plan, model, run, evaluate=None)
+
+A step reads `batch_size` windows from `TrainState.next_window` on, whatever the number of ranks and micro-batches, so
+a resumed or moved run sees the windows it would have seen. Nothing waits for the device but on steps that log or save.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lvm.data import TokenPlan, WindowLoader
+from lvm.model import LVM
+from lvm.runtime import UserError, write_json
+from lvm.runtime.checkpoint import CheckpointWriter, newest_checkpoint
+from lvm.runtime.distributed import Distributed, StopAgreement
+from lvm.runtime.lease import RunLease
+from lvm.runtime.machine import bf16_is_fast, compile_problem, git_commit, machine_description, set_threads
+from lvm.runtime.signals import StopFlag
+from lvm.training.journal import Journal, LossBySource, NotFinite, peak_flops
+from lvm.training.optim import OptimConfig, clip_gradients, learning_rate, make_optimizer, set_learning_rate
+from lvm.training.parallel import PAD_ROLE, full, make_loss, make_sharded_loss, reduce_gradients_on
+from lvm.training.resume import TrainState, restore, run_tensors, saved_state
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    max_steps: int  # optimiser steps after which the run is finished
+    batch_size: int  # windows an optimiser step, over all ranks
+    micro_batch_size: int | None = None  # windows a forward pass on one rank; None: batch_size / ranks
+    document_mask: bool = False  # attention and positions stay inside a sentence
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the device multiplies it in hardware
+    compile: Literal["auto"] | bool = "auto"  # auto: torch.compile where it can work, else one line says why not
+    share_without_compile: float = 1.0  # share of max_steps and of the schedule to train where compile=auto is off
+    log_every_steps: int = 10
+    save_every_steps: int = 1000
+    evaluate_every_steps: int = 0  # 0: never
+    keep_checkpoints: int = 2  # the newest ones
+    num_threads: int | None = None  # of torch on the CPU, a rank; None: the cores shared among this machine's ranks
+    accelerator: str = "auto"  # auto, cpu, cuda
+    devices: int | Literal["auto"] = 1  # processes on this machine
+    num_nodes: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "log_every_steps", "save_every_steps", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise UserError(f"trainer.{name} is {getattr(self, name)}; use 1 or more")
+        if not 0 < self.share_without_compile <= 1:
+            raise UserError(f"trainer.share_without_compile is {self.share_without_compile:g}; use above 0, at most 1")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Of one run, beside its trainer and optimiser."""
+
+    run_dir: Path
+    seed: int = 0  # of the initial weights
+    new_plan: bool = False  # continue a checkpoint of another plan at window 0 of this one
+    wandb: dict[str, Any] | None = None  # arguments of wandb.init; None: JSON lines alone
+    config: dict[str, Any] | None = None  # the whole config, written into the run folder
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    state: TrainState
+    finished: bool  # false: stopped by a signal, to be continued
+    signal: int | None = None  # which
+
+
+# What a config comes to here: pure functions.
+
+
+def micro_batches(batch_size: int, micro_batch_size: int | None, ranks: int) -> tuple[int, int]:
+    """(windows of a micro-batch, micro-batches a step and rank). Raises `UserError` where they do not divide."""
+    size = micro_batch_size or batch_size // ranks
+    if size < 1 or batch_size % (ranks * size):
+        rounded = max(1, size) * ranks * max(1, round(batch_size / (max(1, size) * ranks)))
+        raise UserError(
+            f"trainer.batch_size {batch_size} is no multiple of {ranks} ranks x {max(1, size)} windows; use {rounded}"
+        )
+    return size, batch_size // (ranks * size)
+
+
+def use_compile(wanted: Literal["auto"] | bool) -> bool:
+    """Whether to compile; where `auto` cannot, one line says why."""
+    if wanted is False:
+        return False
+    problem = compile_problem()
+    if problem is None:
+        return True
+    if wanted is True:
+        raise UserError(f"trainer.compile=true is not possible here: {problem}; install it or use trainer.compile=auto")
+    warnings.warn(f"training without torch.compile, about a third of the speed: {problem}", stacklevel=2)
+    return False
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    wanted = precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
+    return torch.bfloat16 if wanted else torch.float32
+
+
+def num_targets(plan: TokenPlan, i: int, n: int) -> int:
+    """Targets that count in windows i .. i+n-1: all but PAD. From the plan: no rank asks another."""
+    roles = plan.target_roles(i, n)
+    return int(roles.sum() - roles[PAD_ROLE])
+
+
+def check_model_fits_plan(model: LVM, plan: TokenPlan) -> None:
+    config = model.config
+    if config.num_codes != plan.num_codes or config.vocab_size <= plan.pad:
+        raise UserError(
+            f"the model is made for {config.num_codes} codes and the stores hold {plan.num_codes}; "
+            f"use model.num_codes={plan.num_codes} model.vocab_size=0"
+        )
+    if config.tokens_per_picture not in (None, plan.tokens_per_picture):
+        raise UserError(
+            f"model.tokens_per_picture is {config.tokens_per_picture} and the stores hold {plan.tokens_per_picture}; "
+            f"use model.tokens_per_picture={plan.tokens_per_picture}"
+        )
+    if config.max_position < plan.seq_len:
+        raise UserError(
+            f"model.max_position {config.max_position} is below data.seq_len; use model.max_position={plan.seq_len}"
+        )
+
+
+def run_identity(
+    model: LVM, optim: OptimConfig, trainer: TrainerConfig, schedule_steps: int, seed: int
+) -> dict[str, Any]:
+    """What decides the weights beside the plan: a resumed run must agree in all of it."""
+    return {
+        "model": asdict(model.config),
+        "optim": asdict(optim) | {"schedule_steps": schedule_steps},
+        "trainer": {"batch_size": trainer.batch_size, "document_mask": trainer.document_mask},
+        "seed": seed,
+    }
+
+
+@contextmanager
+def held_lease(run_dir: Path, ranks: Distributed) -> Iterator[RunLease | None]:
+    """The run's lease on rank 0; where it is refused, every rank raises."""
+    lease, refused = None, None
+    if ranks.is_main:
+        try:
+            lease = RunLease(run_dir)
+        except UserError as error:
+            refused = error
+    ranks.together(refused)
+    try:
+        yield lease
+    finally:
+        if lease is not None:
+            lease.release()
+
+
+def train(
+    config: TrainerConfig,
+    optim: OptimConfig,
+    plan: TokenPlan,
+    model: LVM,
+    run: RunOptions,
+    device: torch.device | str = "cpu",
+    evaluate: Callable[[LVM, int], Mapping[str, Any]] | None = None,
+) -> TrainResult:
+    """Train `model` in place on the windows of `plan`, continuing the newest checkpoint in `run.run_dir`.
+
+    Every rank calls it alike, the process group (if any) being there already. `evaluate(model, step)` returns figures
+    for the log. Raises `UserError` for a config that cannot be, a run folder in use, a checkpoint of another run.
+    """
+    device, ranks = torch.device(device), Distributed()
+    check_model_fits_plan(model, plan)
+    size, num_micro = micro_batches(config.batch_size, config.micro_batch_size, ranks.world_size)
+    compiled = use_compile(config.compile)
+    share = config.share_without_compile if config.compile == "auto" and not compiled else 1.0
+    max_steps = math.ceil(config.max_steps * share)
+    schedule_steps = math.ceil((optim.schedule_steps or config.max_steps) * share)
+    identity = run_identity(model, optim, config, schedule_steps, run.seed)
+    num_threads = set_threads(config.num_threads)
+
+    with ExitStack() as stack:
+        lease = stack.enter_context(held_lease(run.run_dir, ranks))
+        flag = stack.enter_context(StopFlag())
+        dtype = compute_dtype(config.precision, device)
+        model.to(device).train()
+        make = make_sharded_loss if ranks.world_size > 1 else make_loss
+        loss_of = make(model, dtype, config.document_mask, compiled)
+        optimizer = make_optimizer(model, optim)
+
+        folder = run.run_dir / "checkpoints"
+        writer = CheckpointWriter(folder, lease, config.keep_checkpoints)
+        newest = ranks.broadcast(newest_checkpoint(folder) if ranks.is_main else None)
+        state = TrainState()
+        if newest is not None:
+            state = restore(newest, model, optimizer, identity, plan, run.new_plan)
+            if ranks.is_main:
+                print(f"continuing {newest} at step {state.step} of {max_steps}")
+        state = replace(state, num_threads=num_threads)
+        if ranks.is_main and state.step < max_steps:
+            write_json(run.run_dir / "config.json", run.config or {})
+            write_json(run.run_dir / "machine.json", machine_description() | {"commit": git_commit()})
+
+        loader = stack.enter_context(
+            WindowLoader(
+                plan, size, state.next_window, num_micro, ranks.rank, ranks.world_size, pin=device.type == "cuda"
+            )
+        )
+        by_source = LossBySource(len(plan.names), device, state.loss_sums if ranks.is_main else [])
+        peak = peak_flops(device)
+        journal = Journal(
+            run.run_dir / "metrics" if ranks.is_main and state.step < max_steps else None,
+            state,
+            max_steps,
+            tokens_per_step=config.batch_size * plan.seq_len,
+            flops_per_token=[model.flops_per_token(plan.seq_len, causal=causal) for causal in (False, True)],
+            peak=peak and peak * ranks.world_size,
+            wandb=run.wandb,
+        )
+        stack.enter_context(closing(journal))
+        saved_step = state.step
+
+        def save() -> int:
+            sums = by_source.gather(reset=False)
+            if not all(math.isfinite(value) for row in sums for value in row):
+                raise NotFinite(f"the loss is not finite before step {state.step}; the checkpoint before it is kept")
+            content = saved_state(replace(state, loss_sums=sums), identity, plan)
+            fingerprints = {"plan": plan.fingerprint, "tokenizer": model.config.tokenizer_fingerprint}
+            writer.save(state.step, run_tensors(model, optimizer), content, fingerprints)
+            return state.step
+
+        stop = StopAgreement(ranks)
+        while state.step < max_steps and not stop.agreed():
+            stop.submit(flag.requested)
+            batches = next(loader)
+            targets = num_targets(plan, state.next_window, config.batch_size)
+            for number, batch in enumerate(batches):
+                tokens, role, source = (
+                    batch[key].to(device, non_blocking=True) for key in ("tokens", "role", "source")
+                )
+                reduce_gradients_on(model, number == num_micro - 1)
+                loss, nll = loss_of(tokens, role, torch.tensor(float(targets), device=device))
+                loss.backward()
+                by_source.add(nll, source)
+            norm = clip_gradients(model.parameters(), optim.clip)
+            lr = learning_rate(optim, state.step, schedule_steps)
+            set_learning_rate(optimizer, lr)
+            optimizer.step()
+            optimizer.zero_grad()
+            state = replace(
+                state,
+                step=state.step + 1,
+                tokens=state.tokens + targets,
+                next_window=state.next_window + config.batch_size,
+            )
+            on_time = state.step % config.log_every_steps == 0
+            if on_time or state.step == max_steps:  # a last odd interval is kept, for a run that max_steps prolongs
+                journal.log(state, by_source.gather(reset=on_time), plan.names, lr, float(full(norm)))
+            journal.advance()
+            since = journal.pause()
+            if evaluate is not None and config.evaluate_every_steps and state.step % config.evaluate_every_steps == 0:
+                journal.write(state.step, evaluate(model.eval(), state.step))
+                model.train()
+            if state.step % config.save_every_steps == 0:
+                saved_step = save()
+            journal.resume(since)
+        if saved_step != state.step:
+            save()
+        writer.wait()
+        return TrainResult(state, state.step >= max_steps, flag.received)

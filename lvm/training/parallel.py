@@ -1,0 +1,96 @@
+"""How a step's loss is computed on one rank and on many; the model knows nothing of it.
+
+One rank    weights are cast to bf16 inside the loss function, and model, loss and casts are compiled as one graph
+            (3x eager on a CPU for a net of 1M parameters).
+More ranks  each block is compiled, then sharded: FSDP2 with the same casts, gradients reduced in float32.
+Uncompiled, both give the same bits on one rank (a test says so). Master weights and moments are float32.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from lvm.model import LVM, document_positions
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int
+
+PAD_ROLE = 3
+# (tokens int64 [b, t + 1], role int8 [b, t + 1], targets of the whole step) -> loss, nll weighted by role [b, t]
+LossFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class _NLL(nn.Module):
+    """`model.nll` as a forward, which `functional_call` can run with other weights."""
+
+    def __init__(self, model: LVM, document_mask: bool):
+        super().__init__()
+        self.model, self.document_mask = model, document_mask
+
+    def forward(self, tokens: "Int[Tensor, 'b t_plus_1']") -> "Float32[Tensor, 'b t']":
+        if not self.document_mask:
+            return self.model.nll(tokens)
+        return self.model.nll(tokens, *document_positions(tokens[:, :-1], self.model.config.bos))
+
+
+def weighted(nll: "Float32[Tensor, 'b t']", role: "Int[Tensor, 'b t_plus_1']") -> "Float32[Tensor, 'b t']":
+    """Every target counts once but PAD, BOS and EOS included."""
+    return torch.where(role[:, 1:] == PAD_ROLE, 0.0, nll)
+
+
+def make_loss(model: LVM, dtype: torch.dtype, document_mask: bool, compile: bool) -> LossFunction:
+    """The loss of one micro-batch on one rank: its weighted nll over `targets`, the count of the whole step."""
+    module = _NLL(model, document_mask)
+
+    def loss(tokens: Tensor, role: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if dtype == torch.float32:
+            nll = module(tokens)
+        else:
+            cast = {name: parameter.to(dtype) for name, parameter in module.named_parameters()}
+            nll = torch.func.functional_call(module, cast, (tokens,))
+        nll = weighted(nll, role)
+        return nll.sum() / targets, nll.detach()
+
+    return torch.compile(loss, dynamic=False) if compile else loss
+
+
+def make_sharded_loss(model: LVM, dtype: torch.dtype, document_mask: bool, compile: bool) -> LossFunction:
+    """Shard `model` in place over all ranks and return its loss; make the optimiser after this.
+
+    FSDP averages gradients over ranks while the loss is already over the targets of all of them: hence the factor.
+    """
+    world_size = dist.get_world_size()
+    device = next(model.parameters()).device.type
+    mesh = init_device_mesh(device, (world_size,), mesh_dim_names=("shard",))
+    # Inputs stay as they are: the angles of the rotary positions are float32.
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    if compile:
+        for layer in model.layers:
+            layer.compile(dynamic=False)
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(model, "nll")
+    module = _NLL(model, document_mask)
+
+    def loss(tokens: Tensor, role: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        nll = weighted(module(tokens), role)
+        return nll.sum() * (world_size / targets), nll.detach()
+
+    return loss
+
+
+def reduce_gradients_on(model: nn.Module, last_micro_batch: bool) -> None:
+    """Sharded models reduce gradients once a step, after its last micro-batch."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last_micro_batch)
+
+
+def full(value: Tensor) -> Tensor:
+    """A sharded scalar as a plain one, on every rank."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value

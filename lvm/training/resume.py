@@ -1,0 +1,100 @@
+"""What survives a restart: `TrainState`, the tensors, and the identity that a resumed run must share.
+
+On resume only what does not change the weights may differ (max_steps where the schedule does not depend on it,
+cadences, logger, devices, micro-batch). Anything else is refused, and the difference shown.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lvm.data import TokenPlan
+from lvm.runtime import UserError
+from lvm.runtime.checkpoint import load_checkpoint, read_state
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """All that must survive a restart beside weights and moments. Noise is keyed, so there is no generator here."""
+
+    step: int = 0  # finished optimiser steps
+    tokens: int = 0  # targets trained on, PAD left out
+    next_window: int = 0  # the next step reads from here
+    num_threads: int = 0  # of torch on the CPU: other bits with another number
+    loss_sums: list[list[float]] = field(
+        default_factory=list
+    )  # [source + 1] -> (sum of nll, targets) since the last log
+
+
+def run_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and moments by name, sharded where the model is."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        tensors[f"model.{name}"] = parameter.detach()
+        for key, value in optimizer.state[parameter].items():
+            if key != "step":  # equals TrainState.step
+                tensors[f"optim.{key}.{name}"] = value
+    return tensors
+
+
+def restore(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: Mapping[str, Any],
+    plan: TokenPlan,
+    new_plan: bool,
+) -> TrainState:
+    """Read a checkpoint in place. Raises `UserError`, showing what differs, for a checkpoint of another run."""
+    saved = read_state(path)
+    if lines := differences(saved["identity"], identity):
+        raise UserError(f"{path} was trained with other settings: {shown(lines)}; set them back or use another run_dir")
+    state = TrainState(**saved["train"])
+    if saved["plan"]["fingerprint"] != plan.fingerprint:
+        if not new_plan:
+            lines = differences(saved["plan"]["facts"], plan.facts)
+            raise UserError(
+                f"{path} was trained on another plan: {shown(lines)}; set it back, or data.new_plan=true starts the "
+                "new one at window 0 and keeps step and tokens"
+            )
+        state = replace(state, next_window=0, loss_sums=[])
+    load_checkpoint(path, run_tensors(model, optimizer))
+    for parameter in model.parameters():
+        optimizer.state[parameter]["step"].fill_(state.step)
+    return state
+
+
+def saved_state(state: TrainState, identity: Mapping[str, Any], plan: TokenPlan) -> dict[str, Any]:
+    described = {"facts": plan.facts, "fingerprint": plan.fingerprint}
+    return {"train": asdict(state), "identity": dict(identity), "plan": described}
+
+
+def flat(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and leaves of nested mappings and lists."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flat(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from flat(item, f"{where}[{index}]")
+    else:
+        yield where, value
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One text for each leaf that differs: "optim.lr is 0.003 and was 0.004"."""
+    before, after = dict(flat(saved)), dict(flat(now))
+    absent = "absent"
+    return [
+        f"{key} is {after.get(key, absent)} and was {before.get(key, absent)}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key, absent) != after.get(key, absent)
+    ]
+
+
+def shown(lines: list[str], most: int = 6) -> str:
+    return "; ".join(lines[:most]) + (f"; and {len(lines) - most} more" if len(lines) > most else "")

@@ -1,0 +1,261 @@
+"""The loop: resumed equals uninterrupted, all rank counts read the same windows, other runs are not continued."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from fake_plan import MODEL, OPTIM, FakePlan, run
+
+import lvm.training.loop as loop
+from lvm.model import LVM
+from lvm.runtime import UserError
+from lvm.runtime.checkpoint import list_checkpoints, read_state
+from lvm.runtime.metrics import read_metrics
+from lvm.training import NotFinite, learning_rate
+from lvm.training.loop import compute_dtype, micro_batches
+from lvm.training.optim import make_optimizer
+from lvm.training.parallel import make_loss, make_sharded_loss
+
+
+def equal(a: LVM, b: LVM) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def start_ranks(folder: Path, world_size: int, **changes: object) -> list[dict]:
+    folder.mkdir(parents=True, exist_ok=True)
+    init_file = folder.parent / f"init-{folder.name}-{len(list(folder.parent.iterdir()))}"
+    command = [sys.executable, str(Path(__file__).with_name("fake_plan.py")), str(init_file), str(folder)]
+    environment = os.environ | {"WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "1"}
+    ranks = [
+        subprocess.Popen([*command, json.dumps(changes)], env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE)
+        for rank in range(world_size)
+    ]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=120)
+        assert rank.returncode == 0, errors.decode()[-2000:]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(world_size)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, precision):
+    whole, _ = run(tmp_path / "whole", precision=precision)
+    run(tmp_path / "parts", precision=precision, max_steps=3)
+    resumed, result = run(tmp_path / "parts", precision=precision)
+    assert result.finished and result.state.step == 8 and result.state.next_window == 32
+    assert equal(whole, resumed)
+    history, expected = (
+        [(r["step"], r["loss"], r["loss_by_source"], r["tokens"]) for r in read_metrics(tmp_path / name / "metrics")]
+        for name in ("parts", "whole")
+    )
+    assert [row for row in history if row[0] % 2 == 0] == expected
+
+
+def test_a_finished_run_does_nothing_more(tmp_path):
+    run(tmp_path, max_steps=2)
+    before = sorted(path.name for path in (tmp_path / "metrics").iterdir())
+    model, result = run(tmp_path, FakePlan(), max_steps=2)
+    assert result.finished and result.state.step == 2
+    assert sorted(path.name for path in (tmp_path / "metrics").iterdir()) == before
+    assert not equal(model, LVM(MODEL, 1))  # the weights are those of the checkpoint
+
+
+def test_one_rank_and_two_read_the_same_windows_and_learn_the_same(tmp_path):
+    alone, _ = run(tmp_path / "one", max_steps=4, precision="fp32")
+    reports = start_ranks(tmp_path / "two", 2, max_steps=4, precision="fp32", micro_batch_size=1)
+    assert [report["step"] for report in reports] == [4, 4]
+    read = [set(report["read"]) for report in reports]
+    assert not read[0] & read[1] and set(range(16)) <= read[0] | read[1]
+    moved, result = run(tmp_path / "two", max_steps=4, precision="fp32")
+    assert result.state.step == 4
+    for p, q in zip(alone.parameters(), moved.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-5)
+    one, two = (read_metrics(tmp_path / name / "metrics") for name in ("one", "two"))
+    assert [r["tokens"] for r in one] == [r["tokens"] for r in two]
+    assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-5)
+    assert two[-1]["grad_norm"] == pytest.approx(one[-1]["grad_norm"], rel=1e-4)
+
+
+def test_a_run_moves_from_two_ranks_to_one_and_back(tmp_path):
+    whole, _ = run(tmp_path / "whole", max_steps=6, precision="fp32")
+    start_ranks(tmp_path / "moved", 2, max_steps=2, precision="fp32")
+    run(tmp_path / "moved", max_steps=4, precision="fp32")
+    reports = start_ranks(tmp_path / "moved", 2, max_steps=6, precision="fp32")
+    assert reports[0]["next_window"] == 24 and min(reports[0]["read"]) == 16
+    moved, _ = run(tmp_path / "moved", max_steps=6, precision="fp32")
+    for p, q in zip(whole.parameters(), moved.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-5)
+
+
+def test_micro_batches_give_the_step_of_one_batch(tmp_path):
+    whole, _ = run(tmp_path / "whole", max_steps=3, precision="fp32")
+    pieces, _ = run(tmp_path / "pieces", max_steps=3, precision="fp32", micro_batch_size=1)
+    for p, q in zip(whole.parameters(), pieces.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-5)
+
+
+def test_the_loss_is_the_mean_over_all_targets_but_pad(tmp_path):
+    plan, model = FakePlan(), LVM(MODEL, 1)
+    run(tmp_path, plan, max_steps=1, precision="fp32", log_every_steps=1)
+    window = plan.windows(0, 4)
+    nll = model.nll(torch.from_numpy(window.tokens)).detach()
+    counted = torch.from_numpy(window.role[:, 1:] != 3)
+    (record,) = read_metrics(tmp_path / "metrics")
+    assert record["loss"] == pytest.approx(float(nll[counted].mean()), rel=1e-5)
+    assert record["tokens"] == int(counted.sum()) < 64
+    odd = counted & torch.from_numpy(window.source[:, 1:] == 1)
+    assert record["loss_by_source"]["odd"] == pytest.approx(float(nll[odd].mean()), rel=1e-5)
+
+
+def test_the_document_mask_restarts_attention_at_each_bos():
+    tokens = torch.randint(20, (1, 17))
+    tokens[0, [0, 8]] = MODEL.bos
+    role, targets = torch.zeros(1, 17, dtype=torch.int8), torch.tensor(16.0)
+    model = LVM(MODEL, 1)
+    for p in model.parameters():
+        p.data.mul_(8 if p.ndim > 1 else 1)
+    _, nll = make_loss(model, torch.float32, document_mask=True, compile=False)(tokens, role, targets)
+    _, second = make_loss(model, torch.float32, True, False)(tokens[:, 8:], role[:, 8:], targets)
+    _, open_nll = make_loss(model, torch.float32, False, False)(tokens, role, targets)
+    assert torch.allclose(nll[:, 8:], second, atol=1e-5)
+    assert not torch.allclose(open_nll[:, 8:], second, atol=1e-2)
+
+
+def test_one_sharded_rank_gives_the_bits_of_our_own_cast(tmp_path):
+    tokens, role = torch.randint(20, (4, 17)), torch.zeros(4, 17, dtype=torch.int8)
+    plain, sharded = LVM(MODEL, 1), LVM(MODEL, 1)
+    dist.init_process_group("gloo", f"file://{tmp_path}/init", rank=0, world_size=1)
+    try:
+        for model, make in ((plain, make_loss), (sharded, make_sharded_loss)):
+            loss, _ = make(model, torch.bfloat16, False, False)(tokens, role, torch.tensor(64.0))
+            loss.backward()
+        for (name, p), q in zip(plain.named_parameters(), sharded.parameters(), strict=True):
+            assert torch.equal(p.grad, q.grad.to_local()), name
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(loop.compile_problem() is not None, reason="torch.compile cannot be used here")
+def test_the_compiled_loss_is_the_eager_one():
+    tokens, role = torch.randint(20, (2, 17)), torch.zeros(2, 17, dtype=torch.int8)
+    eager, compiled = LVM(replace(MODEL, num_layers=1), 1), LVM(replace(MODEL, num_layers=1), 1)
+    values = []
+    for model, compile in ((eager, False), (compiled, True)):
+        loss, nll = make_loss(model, torch.float32, False, compile)(tokens, role, torch.tensor(32.0))
+        loss.backward()
+        values.append(nll)
+    assert torch.allclose(*values, atol=1e-5)
+    for p, q in zip(eager.parameters(), compiled.parameters(), strict=True):
+        assert torch.allclose(p.grad, q.grad, atol=1e-5)
+
+
+def test_a_checkpoint_of_other_settings_is_refused_with_the_difference(tmp_path):
+    run(tmp_path, max_steps=2)
+    with pytest.raises(UserError, match=r"optim\.lr is 0\.02 and was 0\.01; set"):
+        run(tmp_path, max_steps=4, lr=0.02)
+    with pytest.raises(UserError, match=r"model\.hidden_size is 64 and was 32"):
+        run(tmp_path, max_steps=4, hidden_size=64)
+    with pytest.raises(UserError, match=r"trainer\.batch_size is 8 and was 4"):
+        run(tmp_path, max_steps=4, batch_size=8)
+    run(tmp_path, max_steps=4, micro_batch_size=2, log_every_steps=1, save_every_steps=2, keep_checkpoints=5)
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step-00000002", "step-00000004"]
+
+
+def test_another_plan_is_refused_unless_it_is_asked_for_and_then_starts_at_window_0(tmp_path):
+    _, before = run(tmp_path, max_steps=2)
+    with pytest.raises(UserError, match=r"another plan: seed is 7 and was 0; .*data\.new_plan=true"):
+        run(tmp_path, FakePlan(7), max_steps=4)
+    plan = FakePlan(7)
+    _, result = run(tmp_path, plan, max_steps=4, new_plan=True)
+    assert min(plan.read) == 0 and result.state.next_window == 8
+    assert result.state.step == 4 and result.state.tokens > before.state.tokens
+    _, result = run(tmp_path, FakePlan(7), max_steps=5, new_plan=True)  # asked for again, it is no other plan
+    assert result.state.next_window == 12
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_saves_and_the_same_command_continues(tmp_path, number):
+    def interrupt(model, step):
+        if step == 2:
+            os.kill(os.getpid(), number)
+        return {"asked": 1}
+
+    _, result = run(tmp_path / "parts", evaluate=interrupt, evaluate_every_steps=1)
+    assert not result.finished and result.signal == number and 2 <= result.state.step <= 4
+    assert read_state(list_checkpoints(tmp_path / "parts" / "checkpoints")[-1])["train"]["step"] == result.state.step
+    whole, _ = run(tmp_path / "whole")
+    resumed, _ = run(tmp_path / "parts")
+    assert equal(whole, resumed)
+    assert "windows" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(tmp_path):
+    with pytest.raises(NotFinite, match="is (inf|nan|not finite)"):
+        run(tmp_path, lr=1e30, clip=1e30, warmup_steps=0, log_every_steps=4, save_every_steps=3)
+    assert list_checkpoints(tmp_path / "checkpoints") == []
+
+
+def test_a_run_in_use_is_refused(tmp_path):
+    def second(model, step):
+        with pytest.raises(UserError, match="in use by pid"):
+            run(tmp_path)
+        return {}
+
+    run(tmp_path, max_steps=1, evaluate=second, evaluate_every_steps=1)
+
+
+def test_without_a_compiler_a_share_of_the_steps_is_trained_and_one_line_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "compile_problem", lambda: "no C++ compiler is installed (g++)")
+    with pytest.warns(UserWarning, match=r"no C\+\+ compiler"):
+        _, result = run(tmp_path, compile="auto", share_without_compile=0.34, max_steps=9)
+    assert result.finished and result.state.step == 4
+    state = read_state(list_checkpoints(tmp_path / "checkpoints")[-1])
+    assert state["identity"]["optim"]["schedule_steps"] == 7
+    with pytest.raises(UserError, match=r"trainer\.compile=true is not possible"):
+        run(tmp_path / "other", compile=True)
+
+
+def test_schedules_are_counted_in_optimiser_steps():
+    cosine = replace(OPTIM, lr=1.0, warmup_steps=4, final_share=0.1)
+    rates = [learning_rate(cosine, step, 20) for step in range(30)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[12] == pytest.approx(0.55) and rates[20:] == [0.1] * 10
+    wsd = replace(cosine, schedule="wsd", stable_share=0.5, final_share=0.02)
+    rates = [learning_rate(wsd, step, 20) for step in range(30)]
+    assert rates[3:11] == [1.0] * 8 and rates[15] == pytest.approx(0.51) and rates[20] == pytest.approx(0.02)
+    assert sorted(rates[3:], reverse=True) == rates[3:]
+
+
+def test_only_matrices_decay_unless_all_is_asked_for():
+    groups = make_optimizer(LVM(MODEL), OPTIM).param_groups
+    assert [(g["weight_decay"], {p.ndim for p in g["params"]}) for g in groups] == [(0.1, {2}), (0.0, {1})]
+    groups = make_optimizer(LVM(MODEL), replace(OPTIM, decay="all")).param_groups
+    assert [(g["weight_decay"], {p.ndim for p in g["params"]}) for g in groups] == [(0.1, {1, 2})]
+
+
+def test_batches_that_do_not_divide_and_models_of_other_codes_are_refused_with_a_remedy(tmp_path):
+    assert micro_batches(32, None, 4) == (8, 1) and micro_batches(32, 2, 4) == (2, 4)
+    with pytest.raises(UserError, match="batch_size 30 is no multiple of 4 ranks x 4 windows; use 32"):
+        micro_batches(30, 4, 4)
+    with pytest.raises(UserError, match=r"use model\.num_codes=20"):
+        run(tmp_path, num_codes=30, vocab_size=0)
+    with pytest.raises(UserError, match=r"use model\.tokens_per_picture=4"):
+        run(tmp_path, tokens_per_picture=9)
+    with pytest.raises(UserError, match=r"use model\.max_position=16"):
+        run(tmp_path, max_position=15)
+    assert not tmp_path.joinpath("lease.json").exists()
+
+
+def test_precision_is_bf16_only_where_asked_for_or_fast(monkeypatch):
+    monkeypatch.setattr(loop, "bf16_is_fast", lambda device: False)
+    assert compute_dtype("auto", torch.device("cpu")) == torch.float32
+    assert compute_dtype("bf16", torch.device("cpu")) == torch.bfloat16
+    monkeypatch.setattr(loop, "bf16_is_fast", lambda device: True)
+    assert compute_dtype("auto", torch.device("cpu")) == torch.bfloat16
