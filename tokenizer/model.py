@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from tokenizer.quantizer import VectorQuantizer
@@ -138,7 +138,8 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1) if with_conv else None
 
     def forward(self, x: "Float[Tensor, 'n d y x']") -> "Float[Tensor, 'n d 2*y 2*x']":
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        # Not F.interpolate: compiled for the CPU in bfloat16 (torch 2.13) its backward is zero for channels_last.
+        x = rearrange(repeat(x, "n d y x -> n (y a) (x b) d", a=2, b=2), "n y x d -> n d y x")
         return x if self.conv is None else self.conv(x)
 
 

@@ -50,7 +50,7 @@ class TrainConfig:
     steps: int = 6000
     minutes: float | None = None  # end the schedule early when this much training time has passed; null: steps alone
     batch_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     final_learning_rate: float = 0.02  # as a share of learning_rate, at the end of the cosine
     warmup_steps: int = 100
     weight_decay: float = 0.01  # of convolutions alone
