@@ -105,8 +105,11 @@ def facts(plan: "TokenPlan") -> dict[str, Any]:
         "shuffle_block": config.shuffle_block,
         "held_out_per_mille": config.held_out_per_mille,
         "excluded": {
-            name: {"views": sorted(source.exclude_views), "groups": sorted(source.exclude_groups)}
-            for name, source in config.sources.items()
+            name: {
+                "views": sorted(config.sources[name].exclude_views),
+                "groups": sorted(config.sources[name].exclude_groups),
+            }
+            for name in plan.stores
         },
         "entries": {
             entry.name: {

@@ -93,6 +93,11 @@ class DataConfig:
         own = self.stages[stage].weights
         return [float(own.get(name, entry.weight)) for name, entry in self.entries.items()]
 
+    def used_entries(self) -> list[str]:
+        """Entries with a weight in some stage, in order."""
+        by_entry = zip(*(self.weights(stage) for stage in range(len(self.stages))))
+        return [name for name, weights in zip(self.entries, by_entry) if any(weight > 0 for weight in weights)]
+
 
 def data_config(config: "DataConfig | Mapping[str, Any]") -> DataConfig:
     """A `DataConfig` from plain containers. `entries` is a mapping of names, or a list of mappings with `name`.

@@ -50,7 +50,7 @@ class Entry:
 
 def open_entries(config: DataConfig, stores: "Mapping[str, TokenStore]", names: Sequence[str]) -> list[Entry]:
     """The entries called `names`. Raises `UserError` for one that no item can fill."""
-    allowed = {name: _allowed(config, name, stores[name]) for name in config.sources}
+    allowed = {name: _allowed(config, name, store) for name, store in stores.items()}
     return [_open_entry(config, name, stores[config.entries[name].source], allowed) for name in names]
 
 

@@ -25,11 +25,10 @@ from lvm.data.schedule import Schedule, make_schedule, sentence_shares, slot_cou
 from lvm.runtime import UserError
 from lvm.runtime.hashing import seed_from
 from lvm.sentences import PAD, ROLES, SPECIAL, Pictures
+from lvm.store import TokenStore
 
 if TYPE_CHECKING:
     from jaxtyping import Int8, Int16, Int64
-
-    from lvm.store import TokenStore
 
 
 @dataclass(frozen=True)
@@ -68,15 +67,13 @@ class TokenPlan:
         self.tokens_per_picture, self.num_codes = int(first.tokens_per_picture), int(first.num_codes)
         self.bos, self.eos, self.pad = self.num_codes, self.num_codes + 1, self.num_codes + 2
         self.seq_len = config.seq_len
-        weights = [config.weights(number) for number in range(len(config.stages))]
-        used = [name for i, name in enumerate(config.entries) if any(stage[i] > 0 for stage in weights)]
-        self.names = tuple(config.entries)
+        self.names, used = tuple(config.entries), config.used_entries()
         opened = {entry.name: entry for entry in open_entries(config, self.stores, used)}
         self.entries: list[Entry] = list(opened.values())
         # `source` is the place in the config, which entries of weight 0 keep.
         self.index = np.array([self.names.index(name) for name in used])
         self.draws = Draws(self.entries, config.seed, config.shuffle_block)
-        self.stages = self._make_stages(weights)
+        self.stages = self._make_stages()
 
     @classmethod
     def from_config(
@@ -87,26 +84,26 @@ class TokenPlan:
     ) -> "TokenPlan":
         """A plan over the stores that the config names, or over `stores` (source -> opened store) in their place.
 
+        Only sources of entries with a weight are opened.
         Raises `UserError` for a config that cannot be: a missing store, stores of different tokenizers or of another
         one than `tokenizer_fingerprint`, an empty source, an unknown channel, a context too short for a sentence.
         """
         config = data_config(config)
-        stores = dict(stores or {})
-        for name, source in config.sources.items():
-            if name in stores:
-                continue
-            if not source.store:
+        opened: dict[str, TokenStore] = {}
+        for name in dict.fromkeys(config.entries[entry].source for entry in config.used_entries()):
+            folder = config.sources[name].store
+            if stores is not None and name in stores:
+                opened[name] = stores[name]
+            elif folder:
+                opened[name] = TokenStore(folder)
+            else:
                 raise UserError(
                     f"source {name!r} has no store; set data.sources.{name}.store=FOLDER (see lvm tokenize)"
                 )
-            from lvm.store import TokenStore
+        _check_tokenizers(opened, tokenizer_fingerprint)
+        return cls(config, opened)
 
-            stores[name] = TokenStore(source.store)
-        stores = {name: stores[name] for name in config.sources}
-        _check_tokenizers(stores, tokenizer_fingerprint)
-        return cls(config, stores)
-
-    def _make_stages(self, weights: list[list[float]]) -> list[Stage]:
+    def _make_stages(self) -> list[Stage]:
         config, stages = self.config, []
         lengths = np.array([entry.length for entry in self.entries], np.int64)
         packing_type = AlignedPacking if config.packing == "aligned" else ConcatPacking
@@ -120,8 +117,8 @@ class TokenPlan:
                     )
         draws_before = np.zeros(len(self.entries), np.int64)
         for number, stage in enumerate(config.stages):
-            own = np.array([weights[number][i] for i in self.index])
-            shares = sentence_shares(own, [entry.recipe.pictures for entry in self.entries], config.weights_by)
+            weights = np.array(config.weights(number))[self.index]
+            shares = sentence_shares(weights, [entry.recipe.pictures for entry in self.entries], config.weights_by)
             counts = slot_counts(shares, config.period, [entry.name for entry in self.entries])
             schedule = make_schedule(counts, seed_from("schedule", config.seed, number))
             packing = packing_type(lengths[schedule.slots], config.seq_len)

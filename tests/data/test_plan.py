@@ -282,8 +282,11 @@ def test_adding_an_entry_leaves_the_draws_of_the_others_alone():
     assert first[PLANS["aligned"]] == first[more]
 
 
-def with_entry(**changes):
-    config = copy.deepcopy(mixture())
+TWO = {"world": {}, "b": {}}
+
+
+def with_entry(sources=None, **changes):
+    config = copy.deepcopy(mixture(sources=sources or {"world": {}}))
     config["entries"]["depth"].update(changes)
     return config
 
@@ -307,7 +310,7 @@ def other_tokenizer():
         (with_entry(weight=-1), {}, "weight -1"),
         (mixture(period=4), {}, r"period 4 is too short .* entry 'segmentation'; use data\.period=19"),
         (mixture(entries={}), {}, "data.entries is empty"),
-        (mixture(sources={"world": {}, "b": {}}), {"b": other_tokenizer()}, "made by different tokenizers"),
+        (with_entry(source="b", sources=TWO), {"b": other_tokenizer()}, "made by different tokenizers"),
         (mixture(stages=[{"from_window": 5}]), {}, "the first must be 0"),
         (mixture(stages=[{"from_window": 0, "weights": {"x": 1}}]), {}, "names 'x', which is no entry"),
         (mixture(seq_length=3), {}, r"unknown config key 'data\.seq_length'; did you mean 'seq_len'"),
@@ -325,6 +328,12 @@ def test_a_missing_store_and_one_of_another_tokenizer_are_refused(tmp_path):
         TokenPlan.from_config(mixture(sources={"world": {"store": str(tmp_path)}}))
     with pytest.raises(UserError, match=r"was made by tokenizer .*, not by cccccccccccc"):
         TokenPlan.from_config(mixture(), {"world": STORE}, tokenizer_fingerprint="c" * 64)
+
+
+def test_a_source_of_entries_without_weight_need_not_be_there():
+    plan = TokenPlan.from_config(with_entry(source="b", sources=TWO, weight=0), {"world": STORE})
+    depth = list(plan.names).index("depth")
+    assert set(np.unique(plan.windows(0, 50).source)) == {-1, 0, 1, 2, 3, 4, 5} - {depth}
 
 
 def test_negative_windows_are_refused():

@@ -29,6 +29,10 @@ def world(tmp_path_factory):
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("world")
     vqgan = VQGAN(config).eval()
+    vqgan.save_pretrained(folder / "other")
+    with torch.no_grad():  # codes are latents of random pictures, so that pictures differ in their codes
+        latents = vqgan.latents(torch.rand(16, 3, 32, 32)).permute(0, 2, 3, 1).reshape(-1, 4)
+        vqgan.quantize.embedding.weight.copy_(latents[torch.randperm(len(latents))[:128]])
     vqgan.save_pretrained(folder / "tokenizer")
     source = WorldSource(WorldConfig(num_scenes=40, num_clips=4, num_latents=4))
     build_store(source, folder / "store", vqgan, shard_size=15, workers=1, progress=False, compile=False)
@@ -51,7 +55,7 @@ def read_from_tar(picture):
 @pytest.mark.parametrize(("name", "packing"), [("demo", "aligned"), ("world", "concat"), ("debug", "aligned")])
 def test_the_tars_rows_that_explain_names_rebuild_the_window(world, name, packing):
     plan = TokenPlan.from_config(mixture(name, world))
-    assert plan.config.packing == packing
+    assert plan.config.packing == packing and len(np.unique(plan.windows(0, 20).tokens)) > 20
     for i in (0, 1, 40, 12_345):
         tokens = np.full(plan.seq_len + 1, plan.pad)
         for sentence in plan.explain(i):
@@ -127,4 +131,6 @@ def test_a_drawing_without_or_with_another_tokenizer_is_refused(world, tmp_path)
     arguments = ["explain", "data/debug", f"sources.world.store={world[0]}", "seq_len=64", "--window", "0", "--out"]
     with pytest.raises(UserError, match="--tokenizer"):
         data_command([*arguments, str(tmp_path / "w.png")])
+    with pytest.raises(UserError, match="is not the one this store was made with"):
+        data_command([*arguments, str(tmp_path / "w.png"), "--tokenizer", str(world[0].parent / "other")])
     assert not list(tmp_path.iterdir())
