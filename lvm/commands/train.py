@@ -46,7 +46,7 @@ def fill_world_store(config: dict[str, Any], ranks: Distributed) -> dict[str, An
             from lvm.store.ensure import ensure_world_store
             from tokenizer import VQGAN, pretrained_names
 
-            vqgan = VQGAN.from_pretrained(config["tokenizer"] or pretrained_names()[0])
+            vqgan = VQGAN.from_pretrained(config["vqgan"] or pretrained_names()[0])
             path = str(ensure_world_store(config["world"], vqgan))
         except Exception as error:
             problem = error
@@ -58,14 +58,18 @@ def train_config(overrides: Sequence[str]) -> TrainResult:
     """Compose configs/train.yaml with `overrides` and train; every rank of a launched job calls it alike."""
     from lightning.fabric import Fabric
 
-    config = load_config("train", overrides)
+    # `tokenizer` is a folder of configs, whose files Hydra would look for.
+    composed = [re.sub(r"^tokenizer=", "vqgan=", override) for override in overrides]
+    config = load_config("train", composed)
     trainer = build(TrainerConfig, config["trainer"], "trainer")
     optim = build(OptimConfig, config["optim"], "optim")
     model_config = build(LVMConfig, config["model"], "model")
     run_dir = Path(config["run_dir"] or Path("runs") / run_name(overrides))
 
     strategy = "auto" if trainer.devices == trainer.num_nodes == 1 else "ddp"  # ddp: Fabric opens the process group
-    fabric = Fabric(trainer.accelerator, strategy, devices=trainer.devices, num_nodes=trainer.num_nodes)
+    fabric = Fabric(
+        accelerator=trainer.accelerator, strategy=strategy, devices=trainer.devices, num_nodes=trainer.num_nodes
+    )
     fabric.launch()
     try:
         plan = TokenPlan.from_config(fill_world_store(config, Distributed()))

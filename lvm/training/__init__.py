@@ -3,7 +3,7 @@
 from lvm.training.journal import NotFinite
 from lvm.training.loop import RunOptions, TrainerConfig, TrainResult, train
 from lvm.training.optim import OptimConfig, learning_rate
-from lvm.training.resume import TrainState
+from lvm.training.resume import TrainState, find_checkpoint, model_of_run
 
 __all__ = [
     "NotFinite",
@@ -12,6 +12,8 @@ __all__ = [
     "TrainResult",
     "TrainState",
     "TrainerConfig",
+    "find_checkpoint",
     "learning_rate",
+    "model_of_run",
     "train",
 ]

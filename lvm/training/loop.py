@@ -7,6 +7,7 @@ a resumed or moved run sees the windows it would have seen. Nothing waits for th
 """
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -222,7 +223,7 @@ def train(
             wandb=run.wandb,
         )
         stack.enter_context(closing(journal))
-        saved_step = state.step
+        saved_step, seconds_before, start = state.step, state.seconds, time.monotonic()
 
         def save() -> int:
             sums = by_source.gather(reset=False)
@@ -256,6 +257,7 @@ def train(
                 step=state.step + 1,
                 tokens=state.tokens + targets,
                 next_window=state.next_window + config.batch_size,
+                seconds=seconds_before + time.monotonic() - start,
             )
             on_time = state.step % config.log_every_steps == 0
             if on_time or state.step == max_steps:  # a last odd interval is kept, for a run that max_steps prolongs

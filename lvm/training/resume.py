@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lvm.data import TokenPlan
-from lvm.runtime import UserError
-from lvm.runtime.checkpoint import load_checkpoint, read_state
+from lvm.model import LVM, LVMConfig
+from lvm.runtime import UserError, build
+from lvm.runtime.checkpoint import load_checkpoint, newest_checkpoint, read_state, verify_checkpoint
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class TrainState:
     step: int = 0  # finished optimiser steps
     tokens: int = 0  # targets trained on, PAD left out
     next_window: int = 0  # the next step reads from here
+    seconds: float = 0.0  # spent in the loop, over all attempts
     num_threads: int = 0  # of torch on the CPU: other bits with another number
     loss_sums: list[list[float]] = field(
         default_factory=list
@@ -66,6 +68,30 @@ def restore(
     for parameter in model.parameters():
         optimizer.state[parameter]["step"].fill_(state.step)
     return state
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint itself, or the newest complete one of a run folder. Raises `UserError`."""
+    if (path / "manifest.json").is_file():
+        verify_checkpoint(path)
+        return path
+    found = newest_checkpoint(path / "checkpoints")
+    if found is None:
+        raise UserError(f"{path} holds no complete checkpoint; give a run folder or one of its checkpoints/step-*")
+    return found
+
+
+def model_of_run(path: Path) -> LVM:
+    """The model of a run's newest checkpoint, or of this one, on the CPU in float32. Raises `UserError`."""
+    checkpoint = find_checkpoint(Path(path))
+    config = build(LVMConfig, read_state(checkpoint)["identity"]["model"], str(checkpoint))
+    with torch.device("meta"):
+        model = LVM(config)
+    model = model.to_empty(device="cpu")
+    if config.tie_embeddings:  # to_empty makes two of the one
+        model.head.weight = model.embed.weight
+    load_checkpoint(checkpoint, {f"model.{name}": p for name, p in model.named_parameters()}, prefix="model.")
+    return model.eval()
 
 
 def saved_state(state: TrainState, identity: Mapping[str, Any], plan: TokenPlan) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def test_a_signal_saves_and_the_same_command_continues(tmp_path, number):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(tmp_path):
-    with pytest.raises(NotFinite, match="is (inf|nan|not finite)"):
+    with pytest.raises(NotFinite, match=r"is (inf|nan|not finite)"):
         run(tmp_path, lr=1e30, clip=1e30, warmup_steps=0, log_every_steps=4, save_every_steps=3)
     assert list_checkpoints(tmp_path / "checkpoints") == []
 
