@@ -1,0 +1,219 @@
+"""Prompts of pictures: what comes next in a sequence, and what a query becomes after some examples.
+
+    from lvm import Prompter
+    prompter = Prompter.from_pretrained("runs/demo/model", "world-48px-f8-1024")
+    answer = prompter.analogy([("in1.png", "out1.png"), ("in2.png", "out2.png")], "query.png", num_candidates=4)
+    answer.pictures, answer.scores      # uint8 [4, 1, y, x, 3], float32 [4]
+
+Where the context is exceeded the window moves by whole tuples (pairs for an analogy, frames for a sequence), so that
+inputs and annotations keep their places; BOS stays before it, and the pictures left in it are fed anew.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+
+from lvm.inference.generate import as_prompts, generate_keyed
+from lvm.inference.sampling import Sampling, answer_keys
+from lvm.model import LVM, LVMConfig
+from lvm.pictures.decode import load, to_rgb
+from lvm.runtime.errors import UserError
+from tokenizer import VQGAN
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int64, UInt8
+
+    Picture = str | os.PathLike[str] | Image.Image | UInt8[np.ndarray, "y x 3"]
+
+PICTURES_AT_ONCE = 16  # through the tokenizer
+
+
+@dataclass(frozen=True)
+class Answer:
+    prompt: "UInt8[np.ndarray, 'n y x 3']"  # as the tokenizer was given them
+    pictures: "UInt8[np.ndarray, 'candidates num_pictures y x 3']"
+    tokens: "Int64[np.ndarray, 'candidates num_pictures t']"
+    log_probs: "Float32[np.ndarray, 'candidates num_pictures t']"  # nats, of the full softmax at temperature 1
+
+    @property
+    def scores(self) -> "Float32[np.ndarray, 'candidates']":
+        """Mean log-probability of a code of each candidate. It favours plain answers: no measure of quality alone."""
+        scores: np.ndarray = self.log_probs.mean((1, 2))
+        return scores
+
+
+def check_pair(config: LVMConfig, vq: VQGAN, model: str = "the model", tokenizer: str = "the tokenizer") -> None:
+    """Raise `UserError` where the model's codes are not the tokenizer's. What an imported model does not say passes."""
+    if config.num_codes != vq.config.num_embeddings:
+        wrong = f"{model} has {config.num_codes} codes, {tokenizer} has {vq.config.num_embeddings}"
+    elif config.tokens_per_picture not in (None, vq.tokens_per_picture):
+        wrong = f"{model} has {config.tokens_per_picture} tokens a picture, {tokenizer} has {vq.tokens_per_picture}"
+    elif config.tokenizer_fingerprint not in ("", vq.fingerprint):
+        wrong = (
+            f"{model} was trained on the codes of tokenizer {config.tokenizer_fingerprint[:12]}, "
+            f"{tokenizer} is {vq.fingerprint[:12]}"
+        )
+    else:
+        return
+    raise UserError(f"{wrong}: they do not belong together; use the tokenizer the model was trained with")
+
+
+def move_window(num_pictures: int, room: int, tuple_size: int) -> int:
+    """How many of the first pictures leave a window of `room`: whole tuples, no more than needed."""
+    excess = max(0, num_pictures - room)
+    return -(-excess // tuple_size) * tuple_size
+
+
+class Prompter:
+    """A model and its tokenizer, prompted with pictures. Raises `UserError` if they do not belong together."""
+
+    def __init__(self, model: LVM, vq: VQGAN):
+        check_pair(model.config, vq)
+        self.model, self.vq = model, vq
+        self.tokens_per_picture = vq.tokens_per_picture
+        fed = model.config.max_position - int(model.config.prompt_bos)
+        self.pictures_per_window = (fed + 1) // self.tokens_per_picture  # the last code is never fed
+        if self.pictures_per_window < 2:
+            raise UserError(
+                f"the model's context of {model.config.max_position} tokens does not hold two pictures "
+                f"of {self.tokens_per_picture}; it cannot be prompted with pictures"
+            )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        tokenizer: str | os.PathLike[str],
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> "Prompter":
+        """From a Hugging Face folder and a tokenizer's folder or name; on the GPU if there is one."""
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        vq = VQGAN.from_pretrained(tokenizer).to(device)
+        lvm = LVM.from_pretrained(model, dtype=dtype, device=device)
+        check_pair(lvm.config, vq, str(model), str(tokenizer))
+        return cls(lvm, vq)
+
+    def sequence(
+        self,
+        pictures: "Sequence[Picture] | UInt8[np.ndarray, 'n y x 3']",
+        num_pictures: int = 1,
+        num_candidates: int = 1,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> Answer:
+        """What follows these pictures. Answers of any length: the window moves on picture by picture."""
+        if num_pictures < 1:
+            raise UserError(f"num_pictures {num_pictures} must be at least 1")
+        sampling = Sampling(temperature, top_k, top_p)
+        return self._answer(list(pictures), num_pictures, num_candidates, sampling, seed, tuple_size=1)
+
+    def analogy(
+        self,
+        pairs: "Sequence[tuple[Picture, Picture]] | UInt8[np.ndarray, 'n 2 y x 3']",
+        query: "Picture",
+        num_candidates: int = 1,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ) -> Answer:
+        """The second half of the pair that `query` begins; of more pairs than the context holds the last ones count."""
+        for number, pair in enumerate(pairs):
+            if len(pair) != 2:
+                raise UserError(f"pair {number} has {len(pair)} pictures; a pair is an input and its answer")
+        pictures = [picture for pair in pairs for picture in pair] + [query]
+        return self._answer(pictures, 1, num_candidates, Sampling(temperature, top_k, top_p), seed, tuple_size=2)
+
+    def _answer(
+        self,
+        given: "list[Picture]",
+        num_pictures: int,
+        num_candidates: int,
+        sampling: Sampling,
+        seed: int,
+        tuple_size: int,
+    ) -> Answer:
+        prompt = self.pixels(given)
+        tokens, log_probs = self.continue_codes(
+            self.encode(prompt), num_pictures, num_candidates, sampling, seed, tuple_size
+        )
+        decoded = self.decode(rearrange(tokens, "c n t -> (c n) t"))
+        return Answer(prompt, rearrange(decoded, "(c n) ... -> c n ...", c=num_candidates), tokens, log_probs)
+
+    def continue_codes(
+        self,
+        prompt: "Int64[np.ndarray, 'n t']",
+        num_pictures: int,
+        num_candidates: int,
+        sampling: Sampling,
+        seed: int,
+        tuple_size: int = 1,
+    ) -> "tuple[Int64[np.ndarray, 'candidates num_pictures t'], Float32[np.ndarray, 'candidates num_pictures t']]":
+        """Codes of the pictures after `prompt`, and their log-probabilities.
+
+        While all fits the context this is one call of `generate`. Beyond it, each candidate goes on by itself.
+        """
+        if num_candidates < 1:
+            raise UserError(f"num_candidates {num_candidates} must be at least 1")
+        t, window = self.tokens_per_picture, self.pictures_per_window
+        keys = answer_keys(as_prompts(torch.from_numpy(prompt.reshape(1, -1)), self.model.config), num_candidates, seed)
+        sentence = np.broadcast_to(prompt, (num_candidates, *prompt.shape))  # c n t
+        log_probs: list[np.ndarray] = []
+        done = 0
+        while done < num_pictures:
+            kept = sentence[:, move_window(sentence.shape[1], window - 1, tuple_size) :]
+            now = min(num_pictures - done, window - kept.shape[1])
+            # At first all candidates share one prompt, [1, c]; later each has its own, [c, 1].
+            rows, row_keys = (kept[:1], keys) if done == 0 else (kept, keys.T)
+            prompts = list(rearrange(rows, "b n t -> b (n t)"))
+            answer = generate_keyed(self.model, prompts, row_keys, now * t, sampling, first_index=done * t)
+            codes, scores = (
+                rearrange(part.cpu().numpy(), "b c (n t) -> (b c) n t", t=t)
+                for part in (answer.tokens, answer.log_probs)
+            )
+            sentence = np.concatenate([sentence, codes], axis=1)
+            log_probs.append(scores)
+            done += now
+        return sentence[:, len(prompt) :], np.concatenate(log_probs, axis=1)
+
+    def pixels(self, pictures: "list[Picture]") -> "UInt8[np.ndarray, 'n y x 3']":
+        """Paths, PIL pictures or arrays at the tokenizer's size, squashed to it with bicubic filtering."""
+        if not pictures:
+            raise UserError("the prompt holds no picture; give at least one")
+        rows, columns = (side * self.vq.config.factor for side in self.vq.config.code_grid)
+        squashed = [_as_image(picture).resize((columns, rows), Image.Resampling.BICUBIC) for picture in pictures]
+        return np.stack([np.asarray(image) for image in squashed])
+
+    @torch.no_grad()
+    def encode(self, pictures: "UInt8[np.ndarray, 'n y x 3']") -> "Int64[np.ndarray, 'n t']":
+        device = self.vq.quant_conv.weight.device
+        pixels = rearrange(torch.from_numpy(np.ascontiguousarray(pictures)), "n y x c -> n c y x")
+        codes = [self.vq.encode(piece.to(device).float() / 255) for piece in pixels.split(PICTURES_AT_ONCE)]
+        return torch.cat(codes).cpu().numpy()
+
+    @torch.no_grad()
+    def decode(self, codes: "Int64[np.ndarray, 'n t']") -> "UInt8[np.ndarray, 'n y x 3']":
+        device, grid = self.vq.quant_conv.weight.device, self.vq.config.code_grid
+        pieces = torch.from_numpy(np.ascontiguousarray(codes)).to(device).split(PICTURES_AT_ONCE)
+        pixels = torch.cat([self.vq.decode(piece, grid) for piece in pieces])
+        return rearrange((pixels * 255).round().to(torch.uint8), "n c y x -> n y x c").cpu().numpy()
+
+
+def _as_image(picture: Any) -> Image.Image:
+    if isinstance(picture, (str, os.PathLike)):
+        picture = load(os.fspath(picture))
+    if isinstance(picture, Image.Image):
+        return to_rgb(picture)
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise UserError(f"a picture is {picture.dtype} {list(picture.shape)}; it must be uint8 [y, x, 3], RGB")
+    return Image.fromarray(picture)
