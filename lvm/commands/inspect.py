@@ -15,38 +15,40 @@ from lvm.store import TokenStore
 from tokenizer import VQGAN, pretrained_names
 
 if TYPE_CHECKING:
-    from jaxtyping import UInt8, UInt16
+    from jaxtyping import Int64, UInt8, UInt16
 
-MAX_FRAMES = 8  # of a clip on a row
+MAX_CELLS = 12  # on a row; of a clip with several channels fewer frames are shown
 LINE = 12  # pixels of a line of text
 
 
+def shown_channels(store: TokenStore) -> "Int64[np.ndarray, 'items']":
+    """Mask of the channels of each item, those of its view 0 included."""
+    return store.channel_mask | np.where(store.base >= 0, store.channel_mask[store.base], 0)
+
+
 def choose_items(store: TokenStore, rows: int) -> list[int]:
-    """Items spread over the store, clips and pictures alike; of a picture the view that shows most channels."""
-    channels = np.stack([store.has(channel) for channel in store.channels]).sum(0)
+    """Items spread over the store: of each id the view that shows most, of each set of channels as many."""
+    masks = shown_channels(store)
+    num_shown = np.stack([masks >> bit & 1 for bit in range(len(store.channels))]).sum(0)
+    richest = np.argsort(-num_shown, kind="stable")
+    _, first = np.unique(store.item[richest], return_index=True)
+    items = np.sort(richest[first])
+    kinds = np.unique(np.stack([masks[items], store.num_pictures[items] > 1], 1), axis=0, return_inverse=True)[1]
+    kinds = kinds.reshape(-1)
     chosen: list[int] = []
-    kinds = [(store.num_pictures == 1), (store.num_pictures > 1)]
-    kinds = [kind for kind in kinds if kind.any()]
-    for kind in kinds:
-        (candidates,) = np.nonzero(kind & (channels == channels[kind].max()) if kind is kinds[0] else kind)
-        spread = np.linspace(0, len(candidates) - 1, max(1, rows // len(kinds))).astype(int)
-        chosen += np.unique(candidates[spread]).tolist()
+    for kind in range(kinds.max() + 1):
+        members = items[kinds == kind]
+        wanted = max(1, rows * (kind + 1) // (kinds.max() + 1) - rows * kind // (kinds.max() + 1))
+        chosen += members[np.unique(np.linspace(0, len(members) - 1, wanted).astype(int))].tolist()
     return chosen
 
 
 def pictures_of(store: TokenStore, i: int) -> list[tuple[str, int]]:
     """(channel, frame) of every cell of an item's row."""
-    frames = np.unique(
-        np.linspace(0, store.num_pictures[i] - 1, min(MAX_FRAMES, int(store.num_pictures[i]))).astype(int)
-    )
-    one = np.array([i])
-    return [
-        (channel, frame)
-        for bit, channel in enumerate(store.channels)
-        for frame in frames.tolist()
-        if int(store.channel_mask[one[0]]) >> bit & 1
-        or (store.base[i] >= 0 and int(store.channel_mask[store.base[i]]) >> bit & 1)
-    ]
+    mask, count = int(shown_channels(store)[i]), int(store.num_pictures[i])
+    channels = [channel for bit, channel in enumerate(store.channels) if mask >> bit & 1]
+    frames = np.unique(np.linspace(0, count - 1, min(count, max(2, MAX_CELLS // len(channels)))).astype(int))
+    return [(channel, frame) for channel in channels for frame in frames.tolist()]
 
 
 def decode(vqgan: VQGAN, codes: "UInt16[np.ndarray, 'n t']", grid: tuple[int, int]) -> "UInt8[np.ndarray, 'n y x 3']":

@@ -48,9 +48,10 @@ def read_units(
 
     def read(chunk: list[int]) -> list[Read]:
         worker = idle.get()
-        result = worker.read(chunk)
-        idle.put(worker)
-        return result
+        try:
+            return worker.read(chunk)
+        finally:  # also when it failed: another thread may wait for a worker, and would for ever
+            idle.put(worker)
 
     executor = ThreadPoolExecutor(max(1, len(pool)), thread_name_prefix="read")
     waiting: deque[Future[list[Read]]] = deque()

@@ -12,14 +12,14 @@ from lvm.store.store import TokenStore
 if TYPE_CHECKING:
     from lvm.store.ensure import ensure_world_store
     from lvm.store.job import JobReport, build_store, run_job
-    from lvm.store.verify import verify
+    from lvm.store.checking import verify
 
 _LATER = {
     "build_store": "job",
     "run_job": "job",
     "JobReport": "job",
     "ensure_world_store": "ensure",
-    "verify": "verify",
+    "verify": "checking",
 }
 
 __all__ = ["JobReport", "TokenStore", "build_store", "ensure_world_store", "run_job", "verify"]
@@ -29,5 +29,5 @@ def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"lvm.store.{_LATER[name]}"), name)
-    globals()[name] = value  # also where the submodule of the same name would stand
+    globals()[name] = value
     return value

@@ -226,7 +226,9 @@ def freeze_plan(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
             f"{frozen.get('units')} units), not {plan['source']!r} ({plan['source_fingerprint'][:12]}, "
             f"{plan['units']} units); name another folder, or the same files and options"
         )
-    for key in plan.keys() - {"shard_size", "labels", "tokenizer"}:
+    for key in plan:
+        if key in ("shard_size", "labels", "tokenizer"):
+            continue
         if frozen.get(key) != plan[key]:
             raise UserError(f"{target} says {key} = {frozen.get(key)!r}, this job {plan[key]!r}; name another folder")
     return frozen

@@ -1,0 +1,90 @@
+"""lvm tokenize, store and inspect, as a user types them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lvm.commands import run
+from lvm.runtime import UserError
+from lvm.store import TokenStore
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder in ("images/cat", "images/dog", "masks/cat"):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+    for i in range(6):
+        name = f"{'cat' if i < 3 else 'dog'}/{i}"
+        photo = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(photo).save(tmp_path / "photos" / "images" / f"{name}.jpg")
+        if i < 3:
+            Image.fromarray(photo[..., 0] // 64).save(tmp_path / "photos" / "masks" / f"{name}.png")
+    return tmp_path / "photos"
+
+
+def test_tokenize_then_ls_verify_and_inspect(photos, tokenizer_folder, tmp_path, capsys):
+    store = tmp_path / "store"
+    command = ["tokenize", str(photos), str(store), "--tokenizer", str(tokenizer_folder), "--workers", "1", "views=1"]
+    assert run(command) == 0
+    assert "30 pictures encoded" not in capsys.readouterr().out
+    assert len(TokenStore(store)) == 12 and TokenStore(store).labels == ("cat", "dog")
+    assert run(command) == 0
+    assert "no new work" in capsys.readouterr().out
+    assert run(["store", "ls", str(store)]) == 0
+    listed = capsys.readouterr().out
+    assert "photos (6 units, 16 px, squash)" in listed and "segmentation  3 pictures" in listed
+    assert run(["store", "verify", str(store)]) == 0
+    assert run(["inspect", str(store), "--out", str(tmp_path / "sheet.png"), "--items", "4"]) == 0
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape[0] > 4 * 96 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 100
+
+
+def test_tasks_of_an_array_share_the_work(photos, tokenizer_folder, tmp_path, capsys):
+    store = tmp_path / "store"
+    command = ["tokenize", str(photos), str(store), "--tokenizer", str(tokenizer_folder), "--workers", "0"]
+    command += ["--shard-size", "2", "--num-shards", "2"]
+    assert run([*command, "--shard", "0"]) == 0
+    assert "waits for the shards of other tasks" in capsys.readouterr().out
+    assert run([*command, "--shard", "1"]) == 0
+    assert "complete" in capsys.readouterr().out and len(TokenStore(store).shards) == 3
+    with pytest.raises(UserError, match=r"shard 2 of 2: must be 0..1"):
+        run([*command, "--shard", "2"])
+
+
+def test_size_and_broken_limit_are_heard(photos, tokenizer_folder, tmp_path):
+    (photos / "images" / "cat" / "0.jpg").write_bytes(b"no picture")
+    command = ["tokenize", str(photos), str(tmp_path / "s"), "--tokenizer", str(tokenizer_folder), "--workers", "0"]
+    with pytest.raises(UserError, match=r"0.jpg: is not a picture"):
+        run(command)
+    assert run([*command, "--max-broken", "20%"]) == 0
+    assert run([*command[:2], str(tmp_path / "t"), *command[3:], "--size", "32", "--max-broken", "0.2"]) == 0
+    assert TokenStore(tmp_path / "t").grid == (8, 8)
+
+
+def test_a_damaged_shard_is_named_and_the_exit_code_is_2(photos, tokenizer_folder, tmp_path, capsys):
+    from lvm.runtime.errors import exit_with_one_line
+
+    run(["tokenize", str(photos), str(tmp_path / "s"), "--tokenizer", str(tokenizer_folder), "--workers", "0"])
+    tar = tmp_path / "s" / "shards" / "00000.tar"
+    tar.write_bytes(tar.read_bytes()[:-1] + b"x")
+    with pytest.raises(SystemExit) as exit:
+        exit_with_one_line(lambda: run(["store", "verify", str(tmp_path / "s")]))
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "shard 00000" in error and "damaged" in error
+
+
+def test_inspect_needs_the_tokenizer_of_the_store(photos, tokenizer_folder, tmp_path, vqgan):
+    import torch
+
+    from tokenizer import VQGAN
+
+    torch.manual_seed(5)
+    VQGAN(vqgan.config).save_pretrained(tmp_path / "other")
+    run(["tokenize", str(photos), str(tmp_path / "s"), "--tokenizer", str(tokenizer_folder), "--workers", "0"])
+    with pytest.raises(UserError, match=r"other .* is not the one .* was made with"):
+        run(["inspect", str(tmp_path / "s"), "--out", str(tmp_path / "a.png"), "--tokenizer", str(tmp_path / "other")])
+    with pytest.raises(UserError, match=r"ends in .png"):
+        run(["inspect", str(tmp_path / "s"), "--out", str(tmp_path / "a.txt")])
+    assert not (tmp_path / "a.png").exists()
