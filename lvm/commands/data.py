@@ -47,7 +47,13 @@ def main(argv: list[str]) -> int:
 
 
 def open_plan(name: str, overrides: list[str]) -> TokenPlan:
-    config = load_config(name, overrides)
+    try:
+        config = load_config(name, overrides)
+    except UserError:
+        plain = [override.removeprefix("data.") for override in overrides]
+        if plain == overrides:
+            raise
+        config = load_config(name, plain)  # remedies say data.KEY; in a data config alone KEY is at the top
     return TokenPlan.from_config(config["data"] if "entries" not in config and "data" in config else config)
 
 

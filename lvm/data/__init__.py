@@ -1,6 +1,5 @@
 """From token stores to windows: mixture, schedule, packing and the loader. Window i is a pure function of (plan, i)."""
 
-from lvm.data.about import differences
 from lvm.data.config import PLAN_VERSION, DataConfig, EntryConfig, SourceConfig, StageConfig, data_config
 from lvm.data.loader import WindowDataset, WindowLoader
 from lvm.data.plan import TokenPlan, Window
@@ -16,5 +15,4 @@ __all__ = [
     "WindowDataset",
     "WindowLoader",
     "data_config",
-    "differences",
 ]

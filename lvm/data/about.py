@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,22 +133,3 @@ def facts(plan: "TokenPlan") -> dict[str, Any]:
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
     """Tuples as lists, so that facts are equal before and after JSON."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
-
-
-def differences(saved: Any, now: Any, where: str = "") -> list[str]:
-    """What differs between two plans' facts, one line each: `seed: 0 -> 1`."""
-    if isinstance(saved, Mapping) and isinstance(now, Mapping):
-        keys = [*saved, *(key for key in now if key not in saved)]
-        parts = (
-            differences(saved.get(key, "absent"), now.get(key, "absent"), f"{where}.{key}" if where else str(key))
-            for key in keys
-        )
-        return [line for part in parts for line in part]
-    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
-        return [line for i, (a, b) in enumerate(zip(saved, now)) for line in differences(a, b, f"{where}[{i}]")]
-    return [] if saved == now else [f"{where}: {_short(saved)} -> {_short(now)}"]
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -272,7 +272,7 @@ class TokenPlan:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """All that decides the bytes of windows, as JSON; `lvm.data.differences` compares two."""
+        """All that decides the bytes of windows, as JSON; a refused resume shows which differ."""
         return about.facts(self)
 
     @cached_property

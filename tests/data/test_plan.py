@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixtures import STAGES, mixture, pairs
 
-from lvm.data import TokenPlan, differences
+from lvm.data import TokenPlan
 from lvm.runtime import UserError
 from lvm.runtime.hashing import held_out
 from lvm.sentences import ANSWER, INPUT, PAD, SPECIAL
@@ -257,11 +257,8 @@ def test_the_fingerprint_names_the_bytes():
     assert len({base, *prints}) == len(prints) + 1
 
 
-def test_the_facts_survive_json_and_say_what_differs():
-    saved = json.loads(json.dumps(PLANS["aligned"].facts))
-    assert differences(saved, PLANS["aligned"].facts) == []
-    other = TokenPlan.from_config(mixture(seed=1, sources={"world": {"exclude_views": [7]}}), {"world": STORE})
-    assert differences(saved, other.facts)[:2] == ["seed: 0 -> 1", "excluded.world.views: [] -> [7]"]
+def test_the_facts_survive_json():
+    assert json.loads(json.dumps(PLANS["staged"].facts)) == PLANS["staged"].facts
 
 
 def test_a_list_of_named_entries_is_the_same_plan_as_a_mapping():

@@ -85,7 +85,7 @@ def test_pairs_that_depend_on_a_latent_share_it_and_take_the_photo_from_view_0(w
 
 
 def test_the_plan_command_says_what_the_mixture_holds(world, capsys):
-    arguments = [f"sources.world.store={world[0]}", "seq_len=64", "period=128"]
+    arguments = [f"data.sources.world.store={world[0]}", "seq_len=64", "data.period=128"]
     assert data_command(["plan", "data/debug", *arguments]) == 0
     text = capsys.readouterr().out
     assert (
