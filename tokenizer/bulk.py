@@ -1,8 +1,8 @@
 """Many pictures, fast: uint8 pictures -> uint16 codes and back, in batches of one fixed size.
 
-Every batch has `batch_size` pictures (the last is padded), so a picture's codes depend on its place in its batch at most,
-and a job that repeats the same batches repeats the same bytes. bfloat16 where the machine multiplies it in hardware;
-distances to the codebook are always float32.
+Every batch has `batch_size` pictures (the last is padded), so a picture's codes depend on its place in its batch at
+most, and a job that repeats the same batches repeats the same bytes. bfloat16 where the machine multiplies it in
+hardware; distances to the codebook are always float32.
 """
 
 from collections.abc import Callable
@@ -86,9 +86,11 @@ class BulkEncoder:
         rows, columns = choose_grid(codes.shape, self.config, grid)
         if codes.dtype.kind not in "iu":
             raise TokenizerError(f"codes are {codes.dtype}; they must be integers")
-        if codes.size and not (0 <= int(codes.min()) and int(codes.max()) < self.config.num_embeddings):
+        if codes.size and not (int(codes.min()) >= 0 and int(codes.max()) < self.config.num_embeddings):
             bad = int(codes.min()) if int(codes.min()) < 0 else int(codes.max())
-            raise TokenizerError(f"code {bad} is outside 0..{self.config.num_embeddings - 1}, the codes of this tokenizer")
+            raise TokenizerError(
+                f"code {bad} is outside 0..{self.config.num_embeddings - 1}, the codes of this tokenizer"
+            )
         f = self.config.factor
         shape = (rows * f, columns * f, self.config.num_channels)
         return self._in_batches(codes.astype(np.int64), lambda batch: self._decode(batch, rows), shape, np.uint8)
@@ -96,7 +98,7 @@ class BulkEncoder:
     def _in_batches(
         self, values: np.ndarray, function: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: type
     ) -> np.ndarray:
-        """`function` of each batch. The copy back of one batch waits until the next is under way, so a GPU never idles."""
+        """`function` of each batch. One batch is copied back when the next is under way, so that a GPU never idles."""
         out = np.empty((len(values), *shape), dtype)
         waiting: tuple[int, Tensor] | None = None
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):

@@ -1,4 +1,4 @@
-"""Weights in and out: the published folder, a taming `.ckpt` with its YAML, our own folder. Nothing here runs code from a file."""
+"""Weights in and out: the published folder, a taming `.ckpt` with its YAML, our own folder. No file's code is run."""
 
 import dataclasses
 import json
@@ -108,7 +108,7 @@ def read_taming_config(checkpoint: Path) -> VQGANConfig:
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise TokenizerError(f"{file} is not a taming configuration: {type(error).__name__} {error}") from None
     if net.get("double_z") or net.get("out_ch", net["in_channels"]) != net["in_channels"]:
-        raise TokenizerError(f"{file}: double_z or out_ch != in_channels make it another kind of autoencoder, not a VQGAN")
+        raise TokenizerError(f"{file}: double_z or out_ch != in_channels: not a VQGAN but another autoencoder")
     return _config(values, file)
 
 
@@ -130,9 +130,9 @@ def _as_type_of(default: Any, value: Any, where: str) -> Any:
         if isinstance(default, tuple):
             one = float if default and isinstance(default[0], float) else int
             return tuple(one(item) for item in value)
-        if isinstance(default, bool) == isinstance(value, bool) and isinstance(value, (int, float)):
-            if float(value) == float(type(default)(value)):
-                return type(default)(value)
+        is_number = isinstance(default, bool) == isinstance(value, bool) and isinstance(value, (int, float))
+        if is_number and float(value) == float(type(default)(value)):
+            return type(default)(value)
     except (TypeError, ValueError, IndexError):
         pass
     raise TokenizerError(f"{where} is {value!r}; it must be like {default if default is not None else [6, 6]!r}")

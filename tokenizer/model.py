@@ -1,7 +1,7 @@
 """VQGAN: picture -> grid of codes -> picture, in the architecture and with the state-dict keys of the published nets.
 
 Esser, Rombach, Ommer 2021 (taming-transformers), in the form open-muse and LVM published: no attention, any widths.
-At hidden 128, mult 1,1... see `VQGANConfig`; the defaults are LVM's second tokenizer (277 tensors, 146,244,675 parameters).
+The defaults of `VQGANConfig` are LVM's second tokenizer (277 tensors, 146,244,675 parameters).
 
     vq = VQGAN.from_pretrained("world-48px-f8-1024")
     codes = vq.encode(pixels)      # float [n,3,y,x] in [0,1] -> int64 [n,t], row-major
@@ -10,6 +10,7 @@ At hidden 128, mult 1,1... see `VQGANConfig`; the defaults are LVM's second toke
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -29,7 +30,7 @@ RANGE_TOLERANCE = 1e-4
 
 
 class TokenizerError(ValueError):
-    """Pixels, codes, a configuration or a file that this tokenizer cannot take; the message says which and what to do."""
+    """Pixels, codes, a configuration or a file that the tokenizer cannot take; the message says which, and the remedy."""
 
     user_error = True
 
@@ -37,7 +38,13 @@ class TokenizerError(ValueError):
 @dataclasses.dataclass(frozen=True)
 class VQGANConfig:
     hidden_channels: int = 128  # width at full resolution
-    channel_mult: tuple[int, ...] = (1, 2, 2, 4, 6)  # width of each level; one halving of the picture between two levels
+    channel_mult: tuple[int, ...] = (
+        1,
+        2,
+        2,
+        4,
+        6,
+    )  # width of each level; between two, the picture is halved
     num_res_blocks: int = 2  # per level of the encoder; the decoder has one more
     attn_resolutions: tuple[int, ...] = ()  # side lengths of the feature map at which attention follows each block
     no_attn_mid_block: bool = True  # False: attention between the two middle blocks
@@ -54,7 +61,14 @@ class VQGANConfig:
     norm_groups: int = 32  # of every GroupNorm; hidden_channels / 8 for small nets, which otherwise lose flat colours
 
     def __post_init__(self) -> None:
-        for name in ("hidden_channels", "num_res_blocks", "z_channels", "quantized_embed_dim", "num_embeddings", "norm_groups"):
+        for name in (
+            "hidden_channels",
+            "num_res_blocks",
+            "z_channels",
+            "quantized_embed_dim",
+            "num_embeddings",
+            "norm_groups",
+        ):
             if getattr(self, name) < 1:
                 raise TokenizerError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.channel_mult or self.resolution % self.factor or self.resolution < 1:
@@ -149,7 +163,7 @@ class Level(nn.Module):
     def __init__(self, width_in: int, width_out: int, num_blocks: int, resolution: int, config: VQGANConfig):
         super().__init__()
         widths = [width_in] + [width_out] * num_blocks
-        self.block = nn.ModuleList(ResnetBlock(a, b, config) for a, b in zip(widths, widths[1:]))
+        self.block = nn.ModuleList(ResnetBlock(a, b, config) for a, b in itertools.pairwise(widths))
         with_attention = resolution in config.attn_resolutions
         self.attn = nn.ModuleList(AttnBlock(width_out, config) for _ in range(num_blocks if with_attention else 0))
         self.downsample: nn.Module | None = None
@@ -236,7 +250,7 @@ class VQGAN(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path_or_name: "str | os.PathLike[str]") -> "VQGAN":
-        """From a folder (published layout or ours), a taming `.ckpt`, or one of `pretrained_names()`; float32, eval mode.
+        """From a folder (published or ours), a taming `.ckpt`, or one of `pretrained_names()`; float32, eval mode.
 
         Raises TokenizerError naming the first missing, foreign or misshapen tensor.
         """
@@ -245,7 +259,7 @@ class VQGAN(nn.Module):
         return load(path_or_name)
 
     def save_pretrained(self, path: "str | os.PathLike[str]", dtype: torch.dtype = torch.float32) -> None:
-        """Write `config.json` and `model.safetensors` into the folder `path`; float16 halves the file, sums stay float32."""
+        """Write `config.json` and `model.safetensors` into the folder `path`; float16 is computed in float32 again."""
         from tokenizer.load import save
 
         save(self, path, dtype)
@@ -283,7 +297,7 @@ class VQGAN(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixels: "Float[Tensor, 'n c y x']") -> "Int[Tensor, 'n t']":
-        """Codes in row-major order. Any size that divides by `config.factor`; else, or outside [0,1], a TokenizerError."""
+        """Codes, row-major. Any size that divides by `config.factor`; else, or outside [0,1], a TokenizerError."""
         _check_pixels(pixels, self.config)
         latents = self.latents(pixels.to(self.quant_conv.weight.dtype))
         codes = self.quantize.nearest(rearrange(latents, "n d h w -> (n h w) d"))
@@ -291,7 +305,7 @@ class VQGAN(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: "Int[Tensor, 'n t']", grid: tuple[int, int] | None = None) -> "Float[Tensor, 'n c y x']":
-        """Pixels in [0,1]. `grid` is (rows, columns); by default the tokenizer's own, or square for another number of codes."""
+        """Pixels in [0,1]. `grid` (rows, columns) defaults to the tokenizer's own, or square for another number."""
         rows, columns = choose_grid(codes.shape, self.config, grid)
         if codes.is_floating_point() or codes.dtype == torch.bool:
             raise TokenizerError(f"codes are {codes.dtype}; they must be integers")
@@ -299,7 +313,9 @@ class VQGAN(nn.Module):
             low, high = int(codes.min()), int(codes.max())
             if low < 0 or high >= self.config.num_embeddings:
                 bad = low if low < 0 else high
-                raise TokenizerError(f"code {bad} is outside 0..{self.config.num_embeddings - 1}, the codes of this tokenizer")
+                raise TokenizerError(
+                    f"code {bad} is outside 0..{self.config.num_embeddings - 1}, the codes of this tokenizer"
+                )
         latents = rearrange(self.quantize.lookup(codes.long()), "n (h w) d -> n d h w", h=rows, w=columns)
         return self.pixels(latents).float().clamp(0.0, 1.0)
 
@@ -314,7 +330,7 @@ def choose_grid(
     side = math.isqrt(num_tokens)
     grid = grid or (config.code_grid if math.prod(config.code_grid) == num_tokens else (side, side))
     if math.prod(grid) != num_tokens or num_tokens == 0:
-        raise TokenizerError(f"{num_tokens} codes do not fill a grid of {grid[0]} x {grid[1]}; pass grid=(rows, columns)")
+        raise TokenizerError(f"{num_tokens} codes do not fill {grid[0]} x {grid[1]}; pass grid=(rows, columns)")
     return int(grid[0]), int(grid[1])
 
 

@@ -1,4 +1,4 @@
-"""The pictures a tokenizer is trained on and judged by: from a .npy or any source into one array; and sheets of them."""
+"""The pictures a tokenizer is trained on and judged by, from a .npy or any source into one array; and sheets."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,9 @@ def _from_array(file: Path, size: int, max_pictures: int, per_mille: int) -> tup
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as an array ({error})") from None
     if pictures.dtype != np.uint8 or pictures.shape[1:] != (size, size, 3):
-        raise UserError(f"{file} holds {pictures.dtype} {list(pictures.shape)}; it must be uint8 [n, {size}, {size}, 3]")
+        raise UserError(
+            f"{file} holds {pictures.dtype} {list(pictures.shape)}; it must be uint8 [n, {size}, {size}, 3]"
+        )
     num_held_out = len(pictures) * per_mille // 1000
     split = len(pictures) - num_held_out
     rest = pictures[split:]

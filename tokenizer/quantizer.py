@@ -1,4 +1,4 @@
-"""The codebook: nearest code of a latent, the training loss of a vector quantizer, k-means start, restart of dead codes.
+"""The codebook: nearest code, the training loss of a vector quantizer, k-means start, restart of dead codes.
 
 Looking a code up is plain nearest neighbour, always. Training may keep latents and codes on the unit sphere
 (`normalize=True`: l2-normalised codes, Yu et al. 2021, ViT-VQGAN): with codes of length one the nearest neighbour of a
@@ -49,8 +49,8 @@ def quantize_for_training(
 ) -> "tuple[Float[Tensor, 'n d'], Int64[Tensor, 'n'], Float[Tensor, '']]":
     """Codes with a straight-through gradient, their ids, and the loss |sg(z) - e|^2 + beta |z - sg(e)|^2.
 
-    Beta is on the commitment of the encoder, as van den Oord et al. 2017 have it (the published code has it on the other term).
-    Means are over numbers, not over latents. All in float32.
+    Beta is on the commitment of the encoder, as in van den Oord et al. 2017 (the published code has it on the other
+    term). Means are over numbers, not over latents. All in float32.
     """
     with torch.autocast(latents.device.type, enabled=False):
         latents, codebook = latents.float(), codebook.float()

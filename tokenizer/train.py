@@ -1,8 +1,9 @@
 """Train a tokenizer: python -m tokenizer.train experiment=world_48 out=runs/tokenizer [key=value ...]
 
-`experiment` is a file of configs/tokenizer/ (or a path), `pictures` a .npy of uint8 [n,y,x,3], a folder of pictures or a file
-of configs/data/source/. The same command again continues a stopped run. In `out`: config.json, metrics.jsonl, sheet.png
-(held-out pictures over their reconstructions), checkpoint.safetensors and, when finished, tokenizer/ for `from_pretrained`.
+`experiment` is a file of configs/tokenizer/ (or a path), `pictures` a .npy of uint8 [n,y,x,3], a folder of pictures or
+a file of configs/data/source/. The same command again continues a stopped run. In `out`: config.json, metrics.jsonl,
+sheet.png (held-out pictures over their reconstructions), checkpoint.safetensors and, when finished, tokenizer/ for
+`from_pretrained`.
 
 The net first trains some steps without a codebook; k-means of its latents then starts the codes; codes that no latent
 chose for a while move onto latents of the last batch.
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from lvm.runtime import UserError, atomic_path, build, config_folder, exit_with_one_line, read_json, write_json
 from lvm.runtime.hashing import seed_from
 from tokenizer.bulk import BulkEncoder, bf16_pays
+from tokenizer.evaluate import decibels, squared_errors, usage_of
 from tokenizer.losses import LossWeights, psnr, reconstruction_loss
 from tokenizer.model import VQGAN, VQGANConfig
 from tokenizer.pictures import TrainingPictures, read_pictures, save_sheet
@@ -220,12 +222,14 @@ def train(config: TrainConfig, out: Path, pictures: TrainingPictures, say: Calla
 
         if state.step % config.log_every_steps == 0:
             now = time.monotonic()
+            usage, perplexity = usage_of(log_counts.cpu().numpy())
             metrics = {
                 "step": state.step,
                 "minutes": round(state.seconds / 60, 2),
                 "loss": round(float(loss.detach()), 5),
                 "psnr": round(float(psnr(squared)), 2),
-                **usage_of(log_counts.cpu().numpy()),
+                "code_usage": round(usage, 4),
+                "code_perplexity": round(perplexity, 1),
                 "restarted": restarted,
                 "pictures_per_second": round((state.step - logged_step) * config.batch_size / (now - logged_at), 1),
             }
@@ -243,13 +247,6 @@ def train(config: TrainConfig, out: Path, pictures: TrainingPictures, say: Calla
     vq.save_pretrained(out / "tokenizer", getattr(torch, config.save_dtype))
     say(f"finished: {out / 'tokenizer'} after {state.step} steps, {state.seconds / 60:.1f} minutes")
     return VQGAN.from_pretrained(out / "tokenizer")
-
-
-def usage_of(counts: np.ndarray) -> dict[str, float]:
-    """Share of the codes that were chosen at all, and the exponential of the entropy of their shares."""
-    shares = counts / max(1, counts.sum())
-    entropy = -float(np.sum(shares * np.log(np.where(shares > 0, shares, 1.0))))
-    return {"code_usage": round(float((counts > 0).mean()), 4), "code_perplexity": round(math.exp(entropy), 1)}
 
 
 def save_checkpoint(state: TrainState, file: Path) -> None:
@@ -339,8 +336,8 @@ def _judge(
         return
     bulk = BulkEncoder(finished_tokenizer(state, config))
     again = bulk.decode(bulk.encode(sample))
-    squared = float(np.square((sample.astype(np.float32) - again) / 255).mean())
-    metrics = {"step": state.step, "held_out_psnr": round(float(psnr(torch.tensor(squared))), 2)}
+    each = [decibels(float(error)) for error in squared_errors(sample, again)]
+    metrics = {"step": state.step, "held_out_psnr": round(float(np.mean(each)), 2)}
     _log(out, metrics, say)
     save_sheet(out / "sheet.png", sample, again)
 
@@ -356,7 +353,9 @@ def read_config(arguments: list[str]) -> tuple[TrainConfig, Path]:
     given = dict(argument.split("=", 1) for argument in arguments)
     experiment, out = given.pop("experiment", None), given.pop("out", None)
     if experiment is None or out is None:
-        raise UserError(f"{'experiment' if experiment is None else 'out'}= is missing; e.g. experiment=world_48 out=DIR")
+        raise UserError(
+            f"{'experiment' if experiment is None else 'out'}= is missing; e.g. experiment=world_48 out=DIR"
+        )
     folder = config_folder() / "tokenizer"
     file = Path(experiment) if experiment.endswith(".yaml") else folder / f"{experiment}.yaml"
     if not file.is_file():

@@ -1,0 +1,135 @@
+"""Weights go out and come back; what does not fit is refused by name, and nothing in a file is executed."""
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from tokenizer import VQGAN, TokenizerError, VQGANConfig, pretrained_names
+
+SMALL = VQGANConfig(
+    hidden_channels=32, channel_mult=(1, 2), num_res_blocks=1, z_channels=4, quantized_embed_dim=4, num_embeddings=32,
+    resolution=16, norm_groups=32, no_attn_mid_block=False,
+)  # fmt: skip
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    vq = VQGAN(SMALL).eval()
+    vq.save_pretrained(tmp_path / "vq")
+    return vq, tmp_path / "vq"
+
+
+def test_saved_and_loaded_is_the_same_tokenizer(saved):
+    vq, folder = saved
+    loaded = VQGAN.from_pretrained(folder)
+    x = torch.rand(2, 3, 16, 16)
+    assert loaded.fingerprint == vq.fingerprint and torch.equal(loaded.encode(x), vq.encode(x))
+    values = json.loads((folder / "config.json").read_text())
+    assert values["grid"] == [8, 8] and values["_class_name"] == "VQGANModel"
+
+
+def test_half_precision_halves_the_file_and_computes_in_float32(saved):
+    vq, folder = saved
+    vq.save_pretrained(folder / "half", torch.float16)
+    loaded = VQGAN.from_pretrained(folder / "half")
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    sizes = [(f / "model.safetensors").stat().st_size for f in (folder, folder / "half")]
+    assert sizes[1] < 0.55 * sizes[0]
+
+
+def test_the_fingerprint_follows_what_changes_codes_and_nothing_else(saved):
+    vq, _ = saved
+    before = vq.fingerprint
+    with torch.no_grad():
+        vq.decoder.conv_out.bias += 1
+    assert vq.fingerprint == before
+    with torch.no_grad():
+        vq.quantize.embedding.weight[3, 1] += 1
+    assert vq.fingerprint != before
+
+
+def test_a_published_folder_with_a_bin_file_loads(saved):
+    vq, folder = saved
+    (folder / "model.safetensors").unlink()
+    torch.save(vq.state_dict(), folder / "pytorch_model.bin")
+    assert VQGAN.from_pretrained(folder).fingerprint == vq.fingerprint
+
+
+def test_a_taming_checkpoint_loads_with_its_yaml_and_without_its_loss(saved, tmp_path):
+    vq, _ = saved
+    state = dict(vq.state_dict()) | {"loss.discriminator.main.0.weight": torch.zeros(3)}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt")
+    net = "{double_z: false, z_channels: 4, resolution: 16, in_channels: 3, out_ch: 3, ch: 32, ch_mult: [1, 2], "
+    net += "num_res_blocks: 1, attn_resolutions: [], dropout: 0.0}"
+    text = f"model:\n  target: taming.models.vqgan.VQModel\n  params: {{embed_dim: 4, n_embed: 32, ddconfig: {net}}}\n"
+    (tmp_path / "last.yaml").write_text(text)
+    loaded = VQGAN.from_pretrained(tmp_path / "last.ckpt")
+    assert loaded.config.input_range == (-1.0, 1.0)
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), vq.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda s: s.pop("decoder.mid.block_1.conv1.weight"),
+            r"decoder\.mid\.block_1\.conv1\.weight \[64, 64, 3, 3\] is missing",
+        ),
+        (lambda s: s.update({"encoder.extra": torch.zeros(2, 3)}), r"encoder\.extra \[2, 3\] is foreign"),
+        (
+            lambda s: s.update({"quantize.embedding.weight": torch.zeros(16, 4)}),
+            r"quantize\.embedding\.weight has shape \[16, 4\], the configuration asks for \[32, 4\]",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named_with_both_shapes(saved, change, message):
+    vq, folder = saved
+    state = dict(vq.state_dict())
+    change(state)
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(TokenizerError, match=message):
+        VQGAN.from_pretrained(folder)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle ran code",))
+
+
+def test_a_pickle_with_code_in_it_is_refused_unexecuted(saved):
+    _, folder = saved
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": Bomb()}, folder / "pytorch_model.bin")
+    with pytest.raises(TokenizerError, match=r"pytorch_model\.bin holds more than tensors"):
+        VQGAN.from_pretrained(folder)
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Bomb()}))
+    with pytest.raises(TokenizerError, match=r"pytorch_model\.bin"):
+        VQGAN.from_pretrained(folder)
+
+
+def test_wrong_configurations_and_names_are_one_clear_line(saved):
+    _, folder = saved
+    with pytest.raises(TokenizerError, match="nowhere is neither"):
+        VQGAN.from_pretrained("nowhere")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"hiden_channels": 3}))
+    with pytest.raises(TokenizerError, match="unknown key 'hiden_channels'"):
+        VQGAN.from_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(values | {"num_res_blocks": "two"}))
+    with pytest.raises(TokenizerError, match="num_res_blocks is 'two'"):
+        VQGAN.from_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(values))
+    (folder / "model.safetensors").write_bytes(b"\0" * 20)
+    with pytest.raises(TokenizerError, match="cannot be read as weights"):
+        VQGAN.from_pretrained(folder)
+
+
+def test_the_demos_tokenizer_comes_first_where_it_is_shipped():
+    names = pretrained_names()
+    assert "world-48px-f8-1024" not in names or names[0] == "world-48px-f8-1024"
+    for name in names:
+        assert VQGAN.from_pretrained(name).config.num_embeddings > 0
