@@ -42,6 +42,9 @@ def main(argv: Sequence[str]) -> int:
         "--held-out", type=int, default=150, help="groups of --data held out in training, per mille (150)"
     )
     parser.add_argument("--workers", type=int, default=2, help="processes that read pictures (2); 0: this one reads")
+    parser.add_argument(
+        "--exact", action="store_true", help="perplexities in float32, not bfloat16 where that is faster"
+    )
     arguments = parser.parse_args(argv)
     if arguments.suite not in SUITES:
         raise UserError(f"--suite {arguments.suite!r} is unknown; use {' or '.join(SUITES)}")
@@ -54,11 +57,12 @@ def main(argv: Sequence[str]) -> int:
     model = LVM.from_pretrained(arguments.model, device=device)
     check_vocabulary(model, vq)
     sets, clips, held_out = read_prompts(arguments, vq)
-    answers = arguments.suite == "demo"
-    found = evaluate_prompts(model, vq, sets, clips, seed=arguments.seed, generate_answers=answers)
+    options = {"seed": arguments.seed, "generate_answers": arguments.suite == "demo"}
+    options["precision"] = "exact" if arguments.exact else "auto"
+    found = evaluate_prompts(model, vq, sets, clips, **options)
     report = {**found.report, "suite": arguments.suite, "seed": arguments.seed, "parameters": model.num_params()}
     if held_out is not None:
-        again = evaluate_prompts(model, vq, held_out, seed=arguments.seed, generate_answers=answers)
+        again = evaluate_prompts(model, vq, held_out, **options)
         report["held_out_latents"] = again.report
     report["seconds"] = round(time.monotonic() - began, 1)
     page = write_report(arguments.out, report, found.grids, title=f"Evaluation of {Path(arguments.model).name}")

@@ -9,7 +9,7 @@ import numpy as np
 from lvm.evaluation import baselines, measures
 from lvm.evaluation.answers import answer_clips, answer_task
 from lvm.evaluation.bootstrap import bootstrap_mean
-from lvm.evaluation.perplexity import FRAMES, PAIRS, frame_nll, per_answer_perplexity, perplexity, task_nll
+from lvm.evaluation.perplexity import FRAMES, PAIRS, Precision, frame_nll, per_answer_perplexity, perplexity, task_nll
 from lvm.evaluation.prompts import ClipSet, PromptSet
 from lvm.evaluation.tasks import Task
 from lvm.runtime import UserError
@@ -67,10 +67,12 @@ def evaluate_prompts(
     seed: int = 0,
     generate_answers: bool = True,
     examples: int = 3,
+    precision: Precision = "auto",
 ) -> Evaluation:
     """Evaluate the named tasks (default: all that the prompts hold) and the next frame of the clips.
 
-    Without `generate_answers` only perplexities are measured. Raises `UserError` for a foreign tokenizer.
+    Without `generate_answers` only perplexities are measured; `precision` is that of `answer_nll`. Raises `UserError`
+    for a foreign tokenizer.
     """
     check_vocabulary(model, vq)
     decode = BulkEncoder(vq).decode
@@ -84,12 +86,21 @@ def evaluate_prompts(
         tokenised = baselines.tokenised_queries(prompt_set, decode)
         for task in wanted:
             row, grid = evaluate_task(
-                model, decode, prompt_set, task, tokenised, seed, generate_answers, examples, len(report["tasks"])
+                model,
+                decode,
+                prompt_set,
+                task,
+                tokenised,
+                seed,
+                generate_answers,
+                examples,
+                len(report["tasks"]),
+                precision,
             )
             report["tasks"][task.name] = row
             grids.extend([grid] if grid is not None else [])
     if clips is not None:
-        report["frames"], grid = evaluate_clips(model, decode, clips, seed, generate_answers, examples)
+        report["frames"], grid = evaluate_clips(model, decode, clips, seed, generate_answers, examples, precision)
         grids.extend([grid] if grid is not None else [])
     model.train(was_training)
     return Evaluation(plain(report), grids)
@@ -110,10 +121,11 @@ def evaluate_task(
     generate_answers: bool,
     examples: int,
     first_example: int,
+    precision: Precision,
 ) -> tuple[dict[str, Any], Grid | None]:
     """One row of the report and the pictures of a few targets (not chosen by score)."""
     pairs = pairs_that_fit(model, prompts.codes[task.output].shape[-1])
-    nll = task_nll(model, prompts, task, seed, pairs)
+    nll = task_nll(model, prompts, task, seed, pairs, precision)
     most = str(max(pairs))
     interval = lambda a, b: bootstrap_mean(nll[a].sum(1) - nll[b].sum(1), seed)  # nats an answer, paired
     row: dict[str, Any] = {
@@ -151,16 +163,16 @@ def evaluate_task(
         given, wanted = prompts.pixels[task.input][n], prompts.pixels[task.output][n]
         shown = [given[-3], wanted[-3], given[-2], wanted[-2], given[-1]]
         rows.append([*shown, answers[n], tokenised[task.output][n], wanted[-1]])
-    return row, Grid(task.name, task.title, ANSWER_COLUMNS, rows)
+    return row, Grid(task.name, task.title, ANSWER_COLUMNS, rows) if rows else None
 
 
 def evaluate_clips(
-    model: "LVM", decode: Decode, clips: ClipSet, seed: int, generate_answers: bool, examples: int
+    model: "LVM", decode: Decode, clips: ClipSet, seed: int, generate_answers: bool, examples: int, precision: Precision
 ) -> tuple[dict[str, Any], Grid | None]:
     """Perplexity of the next frame by number of frames, and the greedy frame on the pixels that move."""
     tokens = clips.codes.shape[-1]
     room = (model.config.max_position + 1 - int(model.config.prompt_bos)) // tokens - 1
-    nll = frame_nll(model, clips, [k for k in FRAMES if k <= room])
+    nll = frame_nll(model, clips, [k for k in FRAMES if k <= room], precision)
     most = max(map(int, nll))
     row: dict[str, Any] = {
         "perplexity": {k: perplexity(values) for k, values in nll.items()},
