@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from lvm.store.store import TokenStore
 
 if TYPE_CHECKING:
+    from lvm.store.checking import verify
     from lvm.store.ensure import ensure_world_store
     from lvm.store.job import JobReport, build_store, run_job
-    from lvm.store.checking import verify
 
 _LATER = {
     "build_store": "job",
