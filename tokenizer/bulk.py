@@ -56,7 +56,8 @@ class BulkEncoder:
         self.bf16 = precision == "bf16" or (precision == "auto" and bf16_pays(self.device))
         copy = VQGAN(vq.config)
         copy.load_state_dict(vq.state_dict())
-        self.vq = copy.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        copy.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.vq = copy.eval().requires_grad_(False)
         self._encode: Callable[[Tensor], Tensor] = self._encode_batch
         self._decode: Callable[[Tensor, int], Tensor] = self._decode_batch
         if compile:
@@ -99,7 +100,7 @@ class BulkEncoder:
         self, values: np.ndarray, function: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: type
     ) -> np.ndarray:
         """`function` of each batch. One batch is copied back when the next is under way, so that a GPU never idles."""
-        out = np.empty((len(values), *shape), dtype)
+        out: np.ndarray = np.empty((len(values), *shape), dtype)
         waiting: tuple[int, Tensor] | None = None
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             for start in range(0, len(values), self.batch_size):

@@ -73,7 +73,7 @@ def evaluate_tokenizer(vq: VQGAN, pictures: "UInt8[np.ndarray, 'n y x c']") -> d
     psnrs: list[float] = []
     similarities: list[float] = []
     for start in range(0, len(pictures), PICTURES_AT_ONCE):
-        piece = np.asarray(pictures[start : start + PICTURES_AT_ONCE])
+        piece = np.array(pictures[start : start + PICTURES_AT_ONCE])  # a copy: the array may be a read-only file
         codes = bulk.encode(piece)
         again = bulk.decode(codes)
         counts += np.bincount(codes.reshape(-1), minlength=len(counts))

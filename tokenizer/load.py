@@ -58,6 +58,7 @@ def save(vq: VQGAN, path: str | os.PathLike[str], dtype: torch.dtype) -> None:
         (Path(aside) / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         save_file(tensors, Path(aside) / "model.safetensors", metadata={"format": "pt"})
         for name in ("config.json", "model.safetensors"):
+            (Path(aside) / name).chmod(0o644)  # safetensors writes 0600
             os.replace(Path(aside) / name, folder / name)
 
 

@@ -30,7 +30,7 @@ RANGE_TOLERANCE = 1e-4
 
 
 class TokenizerError(ValueError):
-    """Pixels, codes, a configuration or a file that the tokenizer cannot take; the message says which, and the remedy."""
+    """Pixels, codes, a configuration or a file that the tokenizer cannot take; the message names the remedy."""
 
     user_error = True
 

@@ -62,14 +62,16 @@ def _from_source(
     from lvm.sources import BrokenItem, open_source
 
     source = open_source(where)
-    train, rest, together = [], [], 0
+    train: list[np.ndarray] = []
+    rest: list[np.ndarray] = []
+    together = 0
     for unit in np.argsort(hash64(0, np.arange(len(source)))):
         try:
             items = source.read(int(unit), size)
         except BrokenItem:
             continue
         for item in items:
-            kept = rest if held_out(np.uint64(group_hash(item.group)), per_mille) else train
+            kept = rest if held_out(np.asarray(group_hash(item.group), np.uint64), per_mille) else train
             for pictures in item.channels.values():
                 count = min(len(pictures), frames_per_clip)
                 kept.append(pictures[np.linspace(0, len(pictures) - 1, count).astype(np.int64)])

@@ -162,7 +162,8 @@ def tend_codebook(state: TrainState, config: TrainConfig, latents: Tensor) -> in
 
 @torch.no_grad()
 def update_average(state: TrainState, config: TrainConfig) -> None:
-    averages, parameters = list(state.average.parameters()), list(state.model.parameters())
+    averages: list[Tensor] = list(state.average.parameters())
+    parameters: list[Tensor] = list(state.model.parameters())
     decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
     torch._foreach_lerp_(averages, parameters, 1 - decay)
 
