@@ -446,7 +446,15 @@ def finish(path: Path) -> bool:
     info = {**plan, "shards": shards}
     if not (path / "store.json").is_file() or read_json(path / "store.json") != info:
         write_json(path / "store.json", info)
+        _sweep(path)
     return True
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed jobs were writing; what is younger than an hour may still be written by another task."""
+    for file in path.rglob(".tmp-*"):
+        if time.time() - file.stat().st_mtime > 3600:
+            file.unlink(missing_ok=True)
 
 
 def sidecars(path: Path) -> Iterator[dict[str, Any]]:

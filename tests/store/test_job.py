@@ -107,6 +107,18 @@ def test_a_complete_store_is_returned_without_reading_a_unit(vqgan, tmp_path):
     assert content(tmp_path / "s") == before
 
 
+def test_what_a_killed_job_left_behind_is_removed_once_the_store_is_complete(vqgan, tmp_path):
+    (tmp_path / "s" / "shards").mkdir(parents=True)
+    run_job(ToySource(4, 0), tmp_path / "t", vqgan, workers=0)
+    (tmp_path / "s" / "plan.json").write_bytes((tmp_path / "t" / "plan.json").read_bytes())
+    old, new = (tmp_path / "s" / "shards" / f".tmp-{age}-00000.tar" for age in ("old", "new"))
+    old.touch()
+    new.touch()
+    os.utime(old, (0, 0))
+    build_store(ToySource(4, 0), tmp_path / "s", vqgan, workers=0)
+    assert new.exists() and not old.exists()
+
+
 def test_what_is_given_is_stored_or_in_quarantine(vqgan, tmp_path):
     broken = (3, 40, 99)
     source = ToySource(broken=broken)
