@@ -1,7 +1,7 @@
 """The tokenizer: a VQGAN that turns a picture into codes and codes into a picture.
 
 model.py the net; quantizer.py the codebook; load.py foreign and own weights; bulk.py many pictures, fast; losses.py,
-train.py, pictures.py and evaluate.py make and judge one. Only train.py and pictures.py know the rest of the project.
+train.py and evaluate.py make and judge one, and only these two know the rest of the project.
 """
 
 from tokenizer.bulk import BulkEncoder

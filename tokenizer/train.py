@@ -31,10 +31,9 @@ from torch import Tensor, nn
 from lvm.runtime import UserError, atomic_path, build, config_folder, exit_with_one_line, read_json, write_json
 from lvm.runtime.hashing import seed_from
 from tokenizer.bulk import BulkEncoder, bf16_pays
-from tokenizer.evaluate import decibels, squared_errors, usage_of
+from tokenizer.evaluate import TrainingPictures, decibels, read_pictures, save_sheet, squared_errors, usage_of
 from tokenizer.losses import LossWeights, psnr, reconstruction_loss
 from tokenizer.model import VQGAN, VQGANConfig
-from tokenizer.pictures import TrainingPictures, read_pictures, save_sheet
 from tokenizer.quantizer import kmeans, quantize_for_training, restart_dead_codes
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ import numpy as np
 
 from lvm.runtime import UserError, write_json
 from tokenizer import VQGAN
-from tokenizer.evaluate import evaluate_tokenizer
-from tokenizer.pictures import read_pictures
+from tokenizer.evaluate import evaluate_tokenizer, read_pictures
 
 
 def main(argv: Sequence[str]) -> int:

@@ -9,9 +9,8 @@ import torch
 
 from lvm.runtime import UserError
 from tokenizer import VQGAN, VQGANConfig
-from tokenizer.evaluate import evaluate_tokenizer, ssim, usage_of
+from tokenizer.evaluate import TrainingPictures, evaluate_tokenizer, read_pictures, ssim, usage_of
 from tokenizer.losses import LossWeights, reconstruction_loss
-from tokenizer.pictures import TrainingPictures, read_pictures
 from tokenizer.quantizer import kmeans, nearest, quantize_for_training, restart_dead_codes
 from tokenizer.train import TrainConfig, read_config, train
 
