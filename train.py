@@ -6,8 +6,14 @@ what happens is in lvm/commands/train.py, and the loop in lvm/training/loop.py.
 
 import sys
 
-from lvm.commands.train import main
 from lvm.runtime import exit_with_one_line
 
+
+def main() -> int:
+    from lvm.commands.train import main  # seconds of imports: Ctrl-C in them is one line too
+
+    return main(sys.argv[1:])
+
+
 if __name__ == "__main__":
-    exit_with_one_line(lambda: main(sys.argv[1:]))
+    exit_with_one_line(main)
