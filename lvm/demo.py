@@ -21,10 +21,10 @@ from lvm.runtime.config_files import load_config
 from lvm.runtime.machine import compile_problem, git_commit, machine_description
 from lvm.runtime.metrics import read_metrics
 from lvm.sources import open_source
+from lvm.sources.world import WorldConfig, WorldSource
 from lvm.store import TokenStore, build_store
 from lvm.store.ensure import ensure_world_store
 from lvm.training import model_of_run
-from lvm.world import WorldConfig, WorldSource
 from lvm.world.annotate import LATENT_CHANNELS
 from tokenizer import VQGAN, pretrained_names
 

@@ -20,7 +20,7 @@ from lvm.evaluation.suite import check_vocabulary, evaluate_prompts
 from lvm.model import LVM
 from lvm.runtime import UserError
 from lvm.sources import Source, open_source
-from lvm.world import WorldConfig, WorldSource
+from lvm.sources.world import WorldConfig, WorldSource
 from tokenizer import VQGAN
 
 SUITES = ("perplexity", "demo")

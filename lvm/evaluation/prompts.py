@@ -20,7 +20,7 @@ from lvm.sources.reading import read_units
 if TYPE_CHECKING:
     from jaxtyping import Int, Int64, UInt8, UInt16
 
-    from lvm.world import WorldSource
+    from lvm.sources.world import WorldSource
     from tokenizer import VQGAN
 
 NUM_PAIRS = 5  # shown before the query

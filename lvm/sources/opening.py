@@ -24,7 +24,7 @@ def open_source(config: "Mapping[str, Any] | str | Path", overrides: Sequence[st
 
         return PicturesSource(build(PicturesConfig, values))
     if kind == "world":
-        from lvm.world import WorldConfig, WorldSource
+        from lvm.sources.world import WorldConfig, WorldSource
 
         return WorldSource(build(WorldConfig, values))
     raise UserError(f"source kind {kind!r} is unknown; use one of {', '.join(KINDS)}")

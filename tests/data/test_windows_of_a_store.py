@@ -12,8 +12,8 @@ from lvm.commands.data import main as data_command
 from lvm.data import TokenPlan
 from lvm.runtime import UserError
 from lvm.runtime.config_files import load_config
+from lvm.sources.world import WorldConfig, WorldSource
 from lvm.store import TokenStore, build_store
-from lvm.world import WorldConfig, WorldSource
 from tokenizer import VQGAN, VQGANConfig
 
 TOKENS = 16  # of a 32-px picture at 8 px a code

@@ -27,7 +27,7 @@ from lvm.evaluation.tasks import TASKS, tasks_of
 from lvm.runtime import UserError
 from lvm.runtime.hashing import group_hash, held_out
 from lvm.sources import Item
-from lvm.world import WorldConfig, WorldSource
+from lvm.sources.world import WorldConfig, WorldSource
 
 DEPTH = next(task for task in TASKS if task.name == "depth")
 

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "tokenizer.evaluate": {"tokenizer", "lvm.runtime", "lvm.sources", "lvm.pictures"},
     "lvm.runtime": set(),
     "lvm.pictures": set(),
-    "lvm.world": {"lvm.pictures", "lvm.sources.base"},
+    "lvm.world": {"lvm.pictures"},
     "lvm.sources": {"lvm.pictures", "lvm.world"},
     "lvm.store": {"tokenizer", "lvm.sources"},
     "lvm.sentences": set(),

@@ -5,7 +5,7 @@ import pytest
 
 from lvm.pictures import edges, segmentation
 from lvm.runtime import UserError
-from lvm.world import WorldConfig, WorldSource
+from lvm.sources.world import WorldConfig, WorldSource
 from lvm.world.annotate import CHANNELS, STEADY_CHANNELS, class_map, make_latents, sampled, visible_boxes
 from lvm.world.render import cast
 from lvm.world.scene import CLASSES

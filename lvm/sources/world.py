@@ -12,14 +12,13 @@ import numpy as np
 
 from lvm.runtime import UserError
 from lvm.runtime.hashing import hash64, seed_from
+from lvm.sources.base import Item
 from lvm.world.annotate import CHANNELS, latent_channels, make_latents, steady_channels
 from lvm.world.render import cast, shade
 from lvm.world.scene import Scene, generator, sample_clip, sample_scene
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
-
-    from lvm.sources.base import Item
 
 # Part of every fingerprint: raise it when the same parameters give other pixels.
 WORLD_VERSION = 1
@@ -99,8 +98,6 @@ class WorldSource:
         return [steady] + [latent_channels(scene, surfaces, steady["image"], self.latents[v], name) for v in latents]
 
     def read(self, i: int, size: int) -> "list[Item]":
-        from lvm.sources.base import Item
-
         if not 0 <= i < len(self):
             raise IndexError(f"unit {i} of {len(self)}")
         name = self.unit_id(i)
