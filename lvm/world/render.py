@@ -48,7 +48,7 @@ def cast(scene: Scene, size: int) -> Surfaces:
     normal = np.zeros((n, n, 3), np.float32)
     normal[hit, 2] = 1
     for index, body in enumerate(scene.things):
-        window = _window(body, scene.camera, n, half)
+        window = _window(body, scene.camera, n, float(half))
         if window is None:
             continue
         t, normals = _intersect(body, position, rays[window])
@@ -196,4 +196,5 @@ def shade(
 def halve(buffer: "Float[np.ndarray, 'Y X *c']") -> "Float[np.ndarray, 'y x *c']":
     """The mean of each SUPERSAMPLING x SUPERSAMPLING cell."""
     s = SUPERSAMPLING
-    return sum(buffer[i::s, j::s] for i in range(s) for j in range(s)) / np.float32(s * s)
+    cells = [buffer[i::s, j::s] for i in range(s) for j in range(s)]
+    return sum(cells[1:], cells[0]) / np.float32(s * s)
