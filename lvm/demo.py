@@ -3,6 +3,8 @@
 The world's tokens are kept under $LVM_CACHE and training continues from its last checkpoint: a second run re-uses both.
 """
 
+import shutil
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,29 +12,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lvm.commands.train import train_config
 from lvm.evaluation.prompts import source_prompts, world_clips, world_prompts
-from lvm.evaluation.report import write_report
+from lvm.evaluation.report import number, write_report
 from lvm.evaluation.sheet import report_sheet
 from lvm.evaluation.suite import Evaluation, evaluate_prompts
 from lvm.evaluation.tasks import Task, tasks_of
-from lvm.runtime import UserError, build
+from lvm.model import LVMConfig
+from lvm.runtime import UserError, build, read_json
 from lvm.runtime.config_files import load_config
+from lvm.runtime.hashing import held_out
 from lvm.runtime.machine import compile_problem, git_commit, machine_description
 from lvm.runtime.metrics import read_metrics
-from lvm.sources import open_source
+from lvm.sources import Source, open_source
 from lvm.sources.world import WorldConfig, WorldSource
 from lvm.store import TokenStore, build_store
 from lvm.store.ensure import ensure_world_store
-from lvm.training import model_of_run
+from lvm.training import OptimConfig, TrainerConfig, model_of_run
 from lvm.world.annotate import LATENT_CHANNELS
 from tokenizer import VQGAN, pretrained_names
 
-NUM_TARGETS = 240  # of a task
-NUM_CLIPS = 240
-NUM_HELD_OUT_LATENT_TARGETS = 120
+NUM_TARGETS = 200  # of a task
+NUM_CLIPS = 200
+NUM_HELD_OUT_LATENT_TARGETS = 60
 EVALUATION_SCENES = 4096  # of the world's test split, from which the prompts are drawn
 VIEWS = 4  # draws of holes, noise and exposure for each of a user's pictures
+MAX_BROKEN = 0.1  # share of a user's pictures that may be unreadable: they are named and left out
 
 
 class Stages:
@@ -61,35 +68,38 @@ def run_demo(
     Ctrl-C leaves a run that the same call continues.
     """
     stage = Stages()
-    vq = VQGAN.from_pretrained(tokenizer or pretrained_names()[0])
+    name = tokenizer or pretrained_names()[0]
+    vq = VQGAN.from_pretrained(name)
+    changes = ["experiment=demo", f"vqgan={quoted(name)}", f"seed={seed}", f"data.seed={seed}"]
     if pictures is None:
         out = out or Path("runs") / ("demo" if seed == 0 else f"demo-seed-{seed}")
-        config = load_config("train", ["experiment=demo", f"world.seed={seed}", *overrides])
+        changes.append(f"world.seed={seed}")
+        config = checked_config([*changes, *overrides], vq)
         with stage("pictures to tokens"):
             store = ensure_world_store(config["world"], vq)
-        changes = [f"data.sources.world.store={store}", f"world.seed={seed}"]
+        changes.append(f"data.sources.world.store={quoted(store)}")
     else:
         source = open_source({"kind": "pictures", "path": str(pictures), "views": VIEWS})
         out = out or Path("runs") / f"demo-{pictures.resolve().name}"
+        changes.append("data=pictures")
+        config = checked_config([*changes, *(o for o in overrides if ".entries." not in o)], vq)
         with stage("pictures to tokens"):
-            opened = build_store(source, out / "store", vq, tokenizer=tokenizer or pretrained_names()[0])
-        changes = folder_overrides(opened, out / "store")
-    if tokenizer:
-        changes.append(f"tokenizer={tokenizer}")
-    changes += [f"seed={seed}", f"data.seed={seed}", *overrides]
+            opened = picture_store(source, out, vq, name)
+        per_mille = int(config["data"]["held_out_per_mille"])
+        changes += folder_overrides(opened, out / "store", per_mille)
+    changes += overrides
 
     with stage("training"):
-        result = train_config(["experiment=demo", f"run_dir={out / 'run'}", *changes])
+        result = train_config([f"run_dir={quoted(out / 'run')}", *changes])
     if not result.finished:
-        print("stopped; the same command continues here")
-        return 130
+        print("the same command continues it")
+        return 128 + (result.signal or signal.SIGTERM)
     model = model_of_run(out / "run")
 
     with stage("pictures for the prompts"):
         if pictures is None:
             sets, clips, unseen = world_evaluation(build(WorldConfig, without_kind(config["world"]), "world"), vq, seed)
         else:
-            per_mille = load_config("train", ["experiment=demo", *changes])["data"]["held_out_per_mille"]
             sets, clips = source_prompts(source, vq, per_mille, NUM_TARGETS, seed)
             unseen = None
     with stage("answers and scores"):
@@ -129,34 +139,78 @@ def without_kind(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "kind"}
 
 
-def folder_overrides(store: TokenStore, path: Path) -> list[str]:
+def quoted(value: object) -> str:
+    """The value of an override as Hydra reads it back, whatever signs are in it."""
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def checked_config(overrides: Sequence[str], vq: VQGAN) -> dict[str, Any]:
+    """The composed config; what would stop the training after minutes of tokenising raises its `UserError` here."""
+    config = load_config("train", overrides)
+    build(TrainerConfig, config["trainer"], "trainer")
+    build(OptimConfig, config["optim"], "optim")
+    model = build(LVMConfig, config["model"], "model")
+    wanted, found = (model.num_codes, model.tokens_per_picture), (vq.config.num_embeddings, vq.tokens_per_picture)
+    if wanted != found:
+        raise UserError(
+            f"the model is made for {wanted[0]} codes and {wanted[1]} tokens a picture, the tokenizer has {found[0]} "
+            f"and {found[1]}: they do not belong together; another tokenizer, or model.num_codes={found[0]} "
+            f"model.tokens_per_picture={found[1]}"
+        )
+    return config
+
+
+def picture_store(source: Source, out: Path, vq: VQGAN, tokenizer: str) -> TokenStore:
+    """The store of a user's pictures. One that no run has read makes way when the pictures have changed since."""
+    path = out / "store"
+    if (path / "plan.json").is_file() and not (out / "run").exists():
+        plan = read_json(path / "plan.json")
+        if (plan["source_fingerprint"], plan["tokenizer_fingerprint"]) != (source.fingerprint(), vq.fingerprint):
+            shutil.rmtree(path)
+    store = build_store(source, path, vq, tokenizer=tokenizer, max_broken=MAX_BROKEN)
+    broken = sum(shard["broken"] for shard in store.info["shards"])
+    if broken:
+        print(f"{broken} of {len(source)} could not be read and are left out; see {path / 'quarantine.jsonl'}")
+    return store
+
+
+def folder_overrides(store: TokenStore, path: Path, per_mille: int) -> list[str]:
     """The mixture for a user's pictures: 70% pairs of every task the channels allow, 20% clips, 10% single pictures.
 
-    Raises `UserError` where nothing of the folder fills a sentence.
+    Raises `UserError` where nothing of the folder fills a sentence, or nothing is held out to ask about.
     """
-    changes = ["data=pictures", f"data.sources.pictures.store={path}"]
+    changes = [f"data.sources.pictures.store={quoted(path)}"]
+    trained = ~held_out(store.group, per_mille)
     held = [channel for channel in store.channels if store.has(channel).any()]
-    tasks = [task for task in tasks_of(held) if enough(store, task)]
+    tasks = [task for task in tasks_of(held) if enough(store, task, trained)]
     for task in tasks:
         agree = "view" if {task.input, task.output} & {"masked", "noisy", "dark"} else "none"
         changes.append(
             f"+data.entries.{task.name}={{source:pictures,recipe:pairs,weight:{70 / len(tasks):.3f},"
             f"input:{task.input},output:{task.output},agree:{agree}}}"
         )
-    longest = int(max(store.num_pictures))
+    longest = int(store.num_pictures[trained].max(initial=0))
     if longest >= 8:
         frames = min(16, longest)
         changes.append(f"+data.entries.clip={{source:pictures,recipe:video,weight:20,frames:{frames},strides:[1]}}")
     if not tasks and longest < 8:
-        raise UserError(f"{path} holds {len(store)} items; at least 8 pictures, or a clip of 8 frames, fill a sentence")
-    changes.append("+data.entries.single={source:pictures,recipe:single,weight:10}")
+        raise UserError(
+            f"{path} holds {len(store)} items; at least 17 pictures, or a clip of 8 frames, fill a sentence"
+        )
+    if trained.all():
+        raise UserError(
+            f"none of the {len(np.unique(store.group))} pictures or clips of {path} is held out to ask about; "
+            "add pictures, or data.held_out_per_mille=300"
+        )
+    if int((trained & (store.num_pictures == 1)).sum()) >= 16:
+        changes.append("+data.entries.single={source:pictures,recipe:single,weight:10}")
     return changes
 
 
-def enough(store: TokenStore, task: Task, pairs: int = 8) -> bool:
-    """Whether more items than a sentence needs have both channels (some are held out)."""
-    both = store.has(task.input) & store.has(task.output) & (store.num_pictures == 1)
-    return int(both.sum()) > 2 * pairs
+def enough(store: TokenStore, task: Task, trained: Any, pairs: int = 8) -> bool:
+    """Whether more pictures than a sentence needs have both channels and are not held out."""
+    both = store.has(task.input) & store.has(task.output) & (store.num_pictures == 1) & trained
+    return len(np.unique(store.item[both])) > pairs
 
 
 def write_demo_report(
@@ -190,11 +244,12 @@ def summary(report: Mapping[str, Any]) -> str:
     lines = [f"{'task':<14}{'0 pairs':>9}{'5 pairs':>9}{'wrong':>9}{'answer':>9}{'copies':>16}{'ceiling':>9}  metric"]
     for name, row in report["tasks"].items():
         perplexity = row["perplexity"]
-        cells = [f"{perplexity.get(k, float('nan')):9.1f}" for k in ("0", "5", "wrong")]
-        cells += [f"{row['model']:9.2f}", f"{row['copy_query']:8.2f}{row['copy_last_answer']:8.2f}"]
-        lines.append(f"{name:<14}{''.join(cells)}{row['tokenizer_ceiling']:9.2f}  {row['metric']}")
+        cells = [f"{number(perplexity.get(k)):>9}" for k in ("0", "5", "wrong")]
+        for key, width in (("model", 9), ("copy_query", 8), ("copy_last_answer", 8), ("tokenizer_ceiling", 9)):
+            cells.append(f"{number(row[key]):>{width}}")
+        lines.append(f"{name:<14}{''.join(cells)}  {row['metric']}")
     frames = report.get("frames")
     if frames:
-        by_number = ", ".join(f"{k}: {p:.1f}" for k, p in frames["perplexity"].items())
+        by_number = ", ".join(f"{k}: {number(p)}" for k, p in frames["perplexity"].items())
         lines.append(f"next frame, perplexity by frames shown: {by_number}")
     return "\n".join(lines)
