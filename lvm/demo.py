@@ -202,7 +202,7 @@ def folder_overrides(store: TokenStore, path: Path, per_mille: int) -> list[str]
             f"none of the {len(np.unique(store.group))} pictures or clips of {path} is held out to ask about; "
             "add pictures, or data.held_out_per_mille=300"
         )
-    if int((trained & (store.num_pictures == 1)).sum()) >= 16:
+    if (trained & (store.num_pictures == 1) & (store.view == 0)).any():
         changes.append("+data.entries.single={source:pictures,recipe:single,weight:10}")
     return changes
 
