@@ -195,11 +195,12 @@ def compare(options: Options, plan: TokenPlan, lines: Path, pool: Pool) -> dict[
     rows = random.integers(0, options.num_codes, (2 * options.pictures, options.tokens_per_picture)).astype(np.uint16)
     per_batch = -(-b * options.seq_len // options.tokens_per_picture)
 
-    def gather() -> None:
-        for _ in range(options.batches):
-            rows[index]
+    index = random.integers(0, len(rows), (options.batches, per_batch))
 
-    index = random.integers(0, len(rows), per_batch)
+    def gather() -> None:
+        for of_batch in index:
+            rows[of_batch]
+
     examples = decoded(lines, decode, None)
     first = next(batches(examples, b, options.seq_len))
     window = plan.windows(0, b).tokens
