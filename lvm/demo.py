@@ -86,7 +86,8 @@ def run_demo(
         with stage("pictures to tokens"):
             opened = picture_store(source, out, vq, name)
         per_mille = int(config["data"]["held_out_per_mille"])
-        changes += folder_overrides(opened, out / "store", per_mille)
+        room = int(config["data"]["seq_len"]) // vq.tokens_per_picture
+        changes += folder_overrides(opened, out / "store", per_mille, room)
     changes += overrides
 
     with stage("training"):
@@ -174,28 +175,30 @@ def picture_store(source: Source, out: Path, vq: VQGAN, tokenizer: str) -> Token
     return store
 
 
-def folder_overrides(store: TokenStore, path: Path, per_mille: int) -> list[str]:
+def folder_overrides(store: TokenStore, path: Path, per_mille: int, room: int) -> list[str]:
     """The mixture for a user's pictures: 70% pairs of every task the channels allow, 20% clips, 10% single pictures.
 
+    Sentences of pairs and clips have `room` pictures, clips as few as 8 where none is longer.
     Raises `UserError` where nothing of the folder fills a sentence, or nothing is held out to ask about.
     """
     changes = [f"data.sources.pictures.store={quoted(path)}"]
     trained = ~held_out(store.group, per_mille)
     held = [channel for channel in store.channels if store.has(channel).any()]
-    tasks = [task for task in tasks_of(held) if enough(store, task, trained)]
+    tasks = [task for task in tasks_of(held) if enough(store, task, trained, room // 2)]
     for task in tasks:
         agree = "view" if {task.input, task.output} & {"masked", "noisy", "dark"} else "none"
         changes.append(
             f"+data.entries.{task.name}={{source:pictures,recipe:pairs,weight:{70 / len(tasks):.3f},"
-            f"input:{task.input},output:{task.output},agree:{agree}}}"
+            f"input:{task.input},output:{task.output},agree:{agree},pictures:{room // 2 * 2}}}"
         )
     longest = int(store.num_pictures[trained].max(initial=0))
     if longest >= 8:
-        frames = min(16, longest)
+        frames = min(room, longest)
         changes.append(f"+data.entries.clip={{source:pictures,recipe:video,weight:20,frames:{frames},strides:[1]}}")
     if not tasks and longest < 8:
         raise UserError(
-            f"{path} holds {len(store)} items; at least 17 pictures, or a clip of 8 frames, fill a sentence"
+            f"{path} holds {len(np.unique(store.item))} pictures or clips; more than {room // 2} pictures, or a clip "
+            "of 8 frames, fill a sentence (some are held out)"
         )
     if trained.all():
         raise UserError(
@@ -207,7 +210,7 @@ def folder_overrides(store: TokenStore, path: Path, per_mille: int) -> list[str]
     return changes
 
 
-def enough(store: TokenStore, task: Task, trained: Any, pairs: int = 8) -> bool:
+def enough(store: TokenStore, task: Task, trained: Any, pairs: int) -> bool:
     """Whether more pictures than a sentence needs have both channels and are not held out."""
     both = store.has(task.input) & store.has(task.output) & (store.num_pictures == 1) & trained
     return len(np.unique(store.item[both])) > pairs
