@@ -1,4 +1,4 @@
-"""Training steps: lvm bench train [model=demo seq_len=576 batch_size=4 steps=10 rounds=7 compile=auto precision=auto]
+"""Training steps: lvm bench train [model=demo seq_len=576 batch_size=4 steps=5 rounds=7 compile=auto precision=auto]
 
 Ours: the loss function, clipping and AdamW of the training loop on one device. The alternative: transformers'
 LlamaForCausalLM of the same sizes and weights, bf16 by autocast, compiled, the same cross-entropy, clipping and AdamW
@@ -38,7 +38,7 @@ class Options:
     model: str = "demo"  # demo, or a name in configs/model
     seq_len: int = 576
     batch_size: int = 4
-    steps: int = 10  # in a round
+    steps: int = 5  # in a round
     rounds: int = 7
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: Literal["auto"] | bool = "auto"
