@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-slow lint bench clean
 
 demo: $(INSTALLED)
 	$(RUN) -m lvm demo $(ARGS)
@@ -15,8 +15,8 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(RUN) -m pytest -m "not slow" $(ARGS)
 
-test-all: $(INSTALLED)
-	$(RUN) -m pytest $(ARGS)
+test-slow: $(INSTALLED)
+	$(RUN) -m pytest -m slow $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -18,6 +18,7 @@ Each is drawn from a generator keyed by (seed, its name): the same for any order
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float32, Int
 
 NUM_SPECIAL = 100  # vocabulary slots beyond the codes: BOS, EOS, PAD and 97 spare ones, as released
+EMBED_SCALE, HEAD_SCALE = 0.2, 0.06  # of weights that start from a codebook; measured on the demo's net (docs/log.md)
 LOGITS_AT_ONCE = 2**22  # elements of logits that `nll` holds at one time
 
 
@@ -235,6 +237,25 @@ class LVM(nn.Module):
         for name, parameter in self.named_parameters():
             parameter.copy_(initial_weight(name, parameter.shape, seed))
 
+    @torch.no_grad()
+    def start_from_codebook(self, codebook: "Float[Tensor, 'codes c']", seed: int = 0) -> None:
+        """Start the embedding and the head of each code as random Fourier features of its codebook vector.
+
+        Codes that stand for like patches then start alike, as a Gaussian kernel has it (Rahimi and Recht 2007); a short
+        run need not find that out. Call it before training; special tokens keep their start. `codebook` is the
+        tokenizer's, of any scale. Raises `ModelError` for another number of codes.
+        """
+        if len(codebook) != self.config.num_codes:
+            raise ModelError(
+                f"the codebook has {len(codebook)} codes, the model {self.config.num_codes}; use its tokenizer"
+            )
+        weights = {"embed.weight": (self.embed.weight, EMBED_SCALE)}
+        if not self.config.tie_embeddings:
+            weights["head.weight"] = (self.head.weight, HEAD_SCALE)
+        for name, (weight, scale) in weights.items():
+            features = fourier_features(codebook.float().cpu(), weight.shape[1], f"{seed}:{name}:codebook")
+            weight[: len(codebook)] = (scale * features).to(weight)
+
     def hidden(
         self,
         tokens: "Int[Tensor, 'b t']",
@@ -370,9 +391,21 @@ def initial_weight(name: str, shape: torch.Size, seed: int) -> "Float32[Tensor, 
     """The start of one parameter, the same for any order of drawing: N(0, 0.02), ones for norms."""
     if len(shape) == 1:
         return torch.ones(shape)
-    key = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big") >> 1)
-    return torch.empty(shape).normal_(0.0, 0.02, generator=generator)
+    return torch.empty(shape).normal_(0.0, 0.02, generator=_generator(f"{seed}:{name}"))
+
+
+def _generator(key: str) -> torch.Generator:
+    digest = hashlib.sha256(key.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def fourier_features(vectors: "Float[Tensor, 'n c']", width: int, key: str) -> "Float[Tensor, 'n width']":
+    """sqrt(2) cos(W x + b); inner products are a Gaussian kernel's, half as wide as `vectors` are long in the mean."""
+    generator = _generator(key)
+    scaled = vectors * (2 / vectors.norm(dim=1).mean())
+    directions = torch.empty(vectors.shape[1], width).normal_(generator=generator)
+    phases = torch.empty(width).uniform_(0, 2 * math.pi, generator=generator)
+    return math.sqrt(2) * torch.cos(scaled @ directions + phases)
 
 
 _RENAMED = {

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from lvm.data import TokenPlan
 from lvm.model import LVM, LVMConfig
-from lvm.runtime import build
+from lvm.runtime import UserError, build
 from lvm.runtime.config_files import load_config
 from lvm.runtime.distributed import Distributed
 from lvm.training import OptimConfig, RunOptions, TrainerConfig, TrainResult, train
@@ -54,6 +54,20 @@ def fill_world_store(config: dict[str, Any], ranks: Distributed) -> dict[str, An
     return data | {"sources": data["sources"] | {"world": world | {"store": ranks.broadcast(path)}}}
 
 
+def codebook_of(tokenizer: str | None, fingerprint: str) -> Any:
+    """The codebook of the tokenizer that the stores were made with. Raises `UserError` for another one."""
+    from tokenizer import VQGAN, pretrained_names
+
+    name = tokenizer or pretrained_names()[0]
+    vqgan = VQGAN.from_pretrained(name)
+    if vqgan.fingerprint != fingerprint:
+        raise UserError(
+            f"codebook_start=true needs the tokenizer of the stores, {fingerprint[:12]}; {name} is "
+            f"{vqgan.fingerprint[:12]}; pass tokenizer=NAME_OR_FOLDER"
+        )
+    return vqgan.quantize.embedding.weight.detach()
+
+
 def train_config(overrides: Sequence[str]) -> TrainResult:
     """Compose configs/train.yaml with `overrides` and train; every rank of a launched job calls it alike."""
     from lightning.fabric import Fabric
@@ -75,6 +89,8 @@ def train_config(overrides: Sequence[str]) -> TrainResult:
         plan = TokenPlan.from_config(fill_world_store(config, Distributed()))
         fingerprint = next(iter(plan.stores.values())).tokenizer_fingerprint
         model = LVM(replace(model_config, tokenizer_fingerprint=fingerprint), config["seed"])
+        if config["codebook_start"]:
+            model.start_from_codebook(codebook_of(config["vqgan"], fingerprint), config["seed"])
         run = RunOptions(run_dir, config["seed"], config["data"]["new_plan"], config["logger"]["wandb"], config)
         result = train(trainer, optim, plan, model, run, fabric.device)
         if fabric.is_global_zero:

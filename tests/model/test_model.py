@@ -251,3 +251,21 @@ def test_impossible_shapes_are_refused_with_the_values():
     with pytest.raises(ModelError, match="vocab_size 10 is below"):
         LVMConfig(num_codes=20, vocab_size=10)
     assert LVMConfig(**asdict(TINY)) == TINY
+
+
+def test_codes_that_start_from_a_codebook_are_near_where_their_vectors_are():
+    model = LVM(TINY, seed=1)
+    special = model.embed.weight[20:].clone()
+    codebook = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    codebook[7] = codebook[3] + 0.01
+    model.start_from_codebook(codebook, seed=1)
+    for weight in (model.embed.weight, model.head.weight):
+        distance = torch.cdist(weight[3:4], weight[:20])[0]
+        assert distance.argsort()[:2].tolist() == [3, 7]
+        assert 5 * distance[7] < distance.sort().values[2]
+    torch.testing.assert_close(model.embed.weight[20:], special)
+    again = LVM(TINY, seed=1)
+    again.start_from_codebook(100 * codebook, seed=1)
+    torch.testing.assert_close(again.embed.weight, model.embed.weight)
+    with pytest.raises(ModelError, match="19 codes, the model 20"):
+        model.start_from_codebook(codebook[1:])
