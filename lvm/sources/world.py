@@ -33,9 +33,14 @@ class WorldConfig:
     num_things: tuple[int, int] = (2, 6)  # objects in a scene, from and to
     num_frames: int = 16  # of a clip
     num_latents: int = 72  # palettes, line colours, lights, strengths; a sentence shares one
+    channels: tuple[str, ...] = CHANNELS  # those that are drawn; `image` among them
     latents_per_scene: int = 2  # under how many of them a scene is drawn: the views 1 + latent of its item
 
     def __post_init__(self) -> None:
+        unknown = [name for name in self.channels if name not in CHANNELS]
+        if unknown or "image" not in self.channels:
+            wrong = f"names {unknown[0]!r}" if unknown else "lacks image"
+            raise UserError(f"channels of the world {wrong}; it draws {', '.join(CHANNELS)}, and image always")
         if not 1 <= self.num_things[0] <= self.num_things[1] <= 12:
             raise UserError(f"num_things {self.num_things} must be from 1 to 12, the smaller first")
         if not 1 <= self.latents_per_scene <= self.num_latents - self.num_latents // 10:
@@ -49,10 +54,10 @@ class WorldSource:
     """Units 0 .. num_scenes-1 are scenes, the rest clips; see `lvm.sources.base.Source`."""
 
     name = "world"
-    channels = CHANNELS
 
     def __init__(self, config: WorldConfig):
         self.config = config
+        self.channels = tuple(name for name in CHANNELS if name in config.channels)
         self.latents = make_latents(config.seed, config.num_latents)
         self.num_trained_latents = config.num_latents - config.num_latents // 10
 
@@ -95,7 +100,8 @@ class WorldSource:
         scene, name = self.scene(i), self.unit_id(i)
         surfaces = cast(scene, size)
         steady = steady_channels(scene, surfaces)
-        return [steady] + [latent_channels(scene, surfaces, steady["image"], self.latents[v], name) for v in latents]
+        drawn = [latent_channels(scene, surfaces, steady["image"], self.latents[v], name) for v in latents]
+        return [{name: d[name] for name in self.channels if name in d} for d in (steady, *drawn)]
 
     def read(self, i: int, size: int) -> "list[Item]":
         if not 0 <= i < len(self):
@@ -109,6 +115,7 @@ class WorldSource:
         latents = self.latents_of(i)
         meta = {"scene": asdict(self.scene(i))}
         views = [0] + [1 + v for v in latents]
+        drawings = zip(views, self.draw(i, latents, size))
         return [
             Item(
                 id=name,
@@ -118,5 +125,6 @@ class WorldSource:
                 channels={channel: picture[None] for channel, picture in drawn.items()},
                 meta=meta if view == 0 else {},
             )
-            for view, drawn in zip(views, self.draw(i, latents, size))
+            for view, drawn in drawings
+            if drawn
         ]

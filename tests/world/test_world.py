@@ -55,6 +55,13 @@ def test_segmentation_reads_back_to_the_classes_it_was_drawn_from(size):
         np.testing.assert_array_equal(segmentation.read(drawn, latent.palette[: len(CLASSES)]), labels)
 
 
+def test_only_the_channels_asked_for_are_drawn():
+    world = small(channels=("image", "edge"))
+    assert world.channels == ("image", "edge")
+    assert [list(item.channels) for item in world.read(0, 32)] == [["image"], ["edge"], ["edge"]]
+    np.testing.assert_array_equal(world.read(0, 32)[1].channels["edge"], small().read(0, 32)[1].channels["edge"])
+
+
 def test_nearer_things_hide_farther_ones():
     world = small(num_things=(4, 6))
     for i in range(5):
@@ -121,7 +128,9 @@ def test_every_object_kind_and_ground_appears():
     assert {world.scene(i).texture for i in range(100)} == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("changes", [{"num_things": (3, 2)}, {"num_things": (0, 2)}, {"latents_per_scene": 80}])
+@pytest.mark.parametrize(
+    "changes", [{"num_things": (3, 2)}, {"num_things": (0, 2)}, {"latents_per_scene": 80}, {"channels": ("edge",)}]
+)
 def test_an_impossible_world_is_refused(changes):
     with pytest.raises(UserError, match=next(iter(changes))):
         small(**changes)
