@@ -233,7 +233,7 @@ def write_demo_report(
         out,
         report,
         evaluation.grids,
-        metrics=read_metrics(out / "run"),
+        metrics=read_metrics(out / "run" / "metrics"),
         timings=seconds,
         title=title,
         notes=notes,

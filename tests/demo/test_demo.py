@@ -96,6 +96,7 @@ def check_report(out, tasks, frames=True):
         assert {"1", "3", "7"} <= set(report["frames"]["perplexity"])
         assert {"metric", "model", "copy_last_frame"} <= set(report["frames"])
     page = (out / "report.html").read_text()
+    assert "<h2>Training" in page  # the loss curve
     assert page.count("data:image/png;base64,") > 10
     assert not re.search(r"""(?:src|href)=(?!["']?(?:data:|#))""", page), "the page refers to other files"
     Image.open(out / "sheet.png").verify()
