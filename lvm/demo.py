@@ -3,6 +3,7 @@
 The world's tokens are kept under $LVM_CACHE and training continues from its last checkpoint: a second run re-uses both.
 """
 
+import math
 import shutil
 import signal
 import time
@@ -39,6 +40,7 @@ NUM_CLIPS = 200
 NUM_HELD_OUT_LATENT_TARGETS = 60
 EVALUATION_SCENES = 4096  # of the world's test split, from which the prompts are drawn
 VIEWS = 4  # draws of holes, noise and exposure for each of a user's pictures
+PASSES = 2.0  # over the tokens of a user's pictures at most: a small folder is soon known by heart
 MAX_BROKEN = 0.1  # share of a user's pictures that may be unreadable: they are named and left out
 
 
@@ -88,6 +90,7 @@ def run_demo(
         per_mille = int(config["data"]["held_out_per_mille"])
         room = int(config["data"]["seq_len"]) // vq.tokens_per_picture
         changes += folder_overrides(opened, out / "store", per_mille, room)
+        changes.append(f"trainer.max_steps={folder_steps(opened, vq, config)}")
     changes += overrides
 
     with stage("training"):
@@ -208,6 +211,14 @@ def folder_overrides(store: TokenStore, path: Path, per_mille: int, room: int) -
     if (trained & (store.num_pictures == 1) & (store.view == 0)).any():
         changes.append("+data.entries.single={source:pictures,recipe:single,weight:10}")
     return changes
+
+
+def folder_steps(store: TokenStore, vq: VQGAN, config: Mapping[str, Any]) -> int:
+    """Steps of the demo's run, fewer where those would go through the folder more than `PASSES` times."""
+    pictures = sum(int(store.num_pictures[store.has(channel)].sum()) for channel in store.channels)
+    step_tokens = int(config["trainer"]["batch_size"]) * int(config["data"]["seq_len"])
+    passes = math.ceil(PASSES * pictures * vq.tokens_per_picture / step_tokens)
+    return min(int(config["trainer"]["max_steps"]), max(200, passes))
 
 
 def enough(store: TokenStore, task: Task, trained: Any, pairs: int) -> bool:

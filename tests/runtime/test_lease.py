@@ -125,7 +125,8 @@ def test_a_lost_lease_is_not_released_for_its_new_owner(tmp_path):
 
 def test_of_many_processes_that_ask_at_once_exactly_one_gets_it(tmp_path):
     processes = [hold(tmp_path) for _ in range(5)]
-    outputs = [answer(process) for process in processes if process.stdout.readline() == "held\n"]
+    winners = [process for process in processes if process.stdout.readline() == "held\n"]  # all have asked by now
+    outputs = [answer(process) for process in winners]
     for process in processes:
         process.kill()
         process.communicate()
