@@ -16,7 +16,8 @@ import torch
 from lvm.evaluation.prompts import ClipSet, PromptSet, source_prompts, world_clips, world_prompts
 from lvm.evaluation.report import write_report
 from lvm.evaluation.sheet import report_sheet
-from lvm.evaluation.suite import check_vocabulary, evaluate_prompts
+from lvm.evaluation.suite import evaluate_prompts
+from lvm.inference.prompter import check_pair
 from lvm.model import LVM
 from lvm.runtime import UserError
 from lvm.sources import Source, open_source
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     vq = VQGAN.from_pretrained(arguments.tokenizer).to(device)
     model = LVM.from_pretrained(arguments.model, device=device)
-    check_vocabulary(model, vq)
+    check_pair(model.config, vq)
     sets, clips, held_out = read_prompts(arguments, vq)
     options = {"seed": arguments.seed, "generate_answers": arguments.suite == "demo"}
     options["precision"] = "exact" if arguments.exact else "auto"

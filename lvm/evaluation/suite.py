@@ -12,7 +12,7 @@ from lvm.evaluation.bootstrap import bootstrap_mean
 from lvm.evaluation.perplexity import FRAMES, PAIRS, Precision, frame_nll, per_answer_perplexity, perplexity, task_nll
 from lvm.evaluation.prompts import ClipSet, PromptSet
 from lvm.evaluation.tasks import Task
-from lvm.runtime import UserError
+from lvm.inference.prompter import check_pair
 from tokenizer import BulkEncoder
 
 if TYPE_CHECKING:
@@ -43,21 +43,6 @@ Decode = Callable[[Any], Any]  # codes [n, t] -> pictures uint8 [n, y, x, 3]
 ANSWER_COLUMNS = ("pair 4", "", "pair 5", "", "query", "answer", "tokenised truth", "truth")
 
 
-def check_vocabulary(model: "LVM", vq: "VQGAN") -> None:
-    """Raises `UserError` where model and tokenizer do not belong together."""
-    if model.config.num_codes != vq.config.num_embeddings:
-        raise UserError(
-            f"the model knows {model.config.num_codes} codes, the tokenizer has {vq.config.num_embeddings}: "
-            "they do not belong together; pass the tokenizer the model was trained with"
-        )
-    wanted = getattr(model.config, "tokenizer_fingerprint", "")
-    if wanted and wanted != vq.fingerprint:
-        raise UserError(
-            f"the model was trained on codes of tokenizer {wanted[:12]}, this one is {vq.fingerprint[:12]}: "
-            "they do not belong together; pass the tokenizer the model was trained with"
-        )
-
-
 def evaluate_prompts(
     model: "LVM",
     vq: "VQGAN",
@@ -74,7 +59,7 @@ def evaluate_prompts(
     Without `generate_answers` only perplexities are measured; `precision` is that of `answer_nll`. Raises `UserError`
     for a foreign tokenizer.
     """
-    check_vocabulary(model, vq)
+    check_pair(model.config, vq)
     decode = BulkEncoder(vq).decode
     was_training = model.training
     model.eval()

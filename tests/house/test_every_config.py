@@ -30,7 +30,7 @@ def build_run(config):
 
 
 def build_source(config):
-    build(SOURCES[config["kind"]], {key: value for key, value in config.items() if key != "kind"})
+    return build(SOURCES[config["kind"]], {key: value for key, value in config.items() if key != "kind"})
 
 
 def test_no_config_lies_in_a_folder_that_nothing_builds():
@@ -69,7 +69,7 @@ def test_a_mixture_builds(name):
 
 @pytest.mark.parametrize("name", names("data/source"))
 def test_a_source_builds(name):
-    build_source(load_config(f"data/source/{name}"))
+    assert build_source(load_config(f"data/source/{name}")) is not None
 
 
 @pytest.mark.parametrize("name", names("tokenizer"))
