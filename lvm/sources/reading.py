@@ -7,13 +7,11 @@ back as one uint8 array a chunk, next to a small pickled header.
 
 import os
 import pickle
-import queue
 import socket
 import subprocess
 import sys
-from collections import deque
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -24,6 +22,8 @@ from lvm.sources.base import BrokenItem, Item, Source
 
 Read = tuple[int, list[Item] | BrokenItem]  # unit number and what came of it
 
+READ_AHEAD = 2**29  # bytes of pictures that may lie ready: a tokenizer's first batch may take a minute to compile
+
 _ITEM_FIELDS = ("id", "group", "view", "label", "licence", "caption", "meta")
 
 
@@ -32,7 +32,8 @@ def read_units(
 ) -> Iterator[Read]:
     """Yield every unit in the given order, read `chunk_units` at a time by `workers` processes (0: in this one).
 
-    A `BrokenItem` is yielded in its place; any other exception of the source is raised here. Raises `UserError` if a
+    The processes read on, up to `READ_AHEAD` bytes of pictures, while the caller is busy with something else. A
+    `BrokenItem` is yielded in its place; any other exception of the source is raised here. Raises `UserError` if a
     worker dies. Closing the generator ends the workers.
     """
     if workers <= 0:
@@ -42,33 +43,79 @@ def read_units(
     chunk_units = chunk_units or max(1, min(32, len(units) // (4 * workers)))
     chunks = [list(units[i : i + chunk_units]) for i in range(0, len(units), chunk_units)]
     pool = [_Worker(source, size) for _ in range(min(workers, len(chunks)))]
-    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    for worker in pool:
-        idle.put(worker)
-
-    def read(chunk: list[int]) -> list[Read]:
-        worker = idle.get()
-        try:
-            return worker.read(chunk)
-        finally:  # also when it failed: another thread may wait for a worker, and would for ever
-            idle.put(worker)
-
-    executor = ThreadPoolExecutor(max(1, len(pool)), thread_name_prefix="read")
-    waiting: deque[Future[list[Read]]] = deque()
+    ahead = _ReadAhead(chunks)
+    threads = [threading.Thread(target=ahead.fill, args=(worker,), daemon=True) for worker in pool]
     try:
-        ahead = iter(chunks)
-        for chunk in ahead:
-            waiting.append(executor.submit(read, chunk))
-            if len(waiting) >= 3 * len(pool):
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+        for thread in threads:
+            thread.start()
+        for index in range(len(chunks)):
+            yield from ahead.take(index)
     finally:
+        ahead.stop()
         for worker in pool:
             worker.stop()
-        for future in waiting:
-            future.cancel()
-        executor.shutdown(wait=False, cancel_futures=True)
+        for thread in threads:
+            thread.join()
+
+
+class _ReadAhead:
+    """Chunks that were read and not yet taken; one thread for each worker fills it."""
+
+    def __init__(self, chunks: list[list[int]]) -> None:
+        self.chunks = chunks
+        self.changed = threading.Condition()
+        self.done: dict[int, list[Read] | BaseException] = {}
+        self.started = 0  # chunks below this number are being read, or were
+        self.taken = 0
+        self.bytes = 0  # of the pictures in `done`
+        self.stopped = False
+
+    def fill(self, worker: "_Worker") -> None:
+        while True:
+            with self.changed:
+                self.changed.wait_for(self._may_go_on)
+                if self.stopped or self.started == len(self.chunks):
+                    return
+                index, self.started = self.started, self.started + 1
+            result: list[Read] | BaseException
+            try:
+                result = worker.read(self.chunks[index])
+            except BaseException as error:  # raised where it is taken, in the caller's thread
+                result = error
+            with self.changed:
+                self.done[index] = result
+                self.bytes += num_bytes(result)
+                self.changed.notify_all()
+
+    def _may_go_on(self) -> bool:
+        """The chunk that is waited for may always be read, however much lies ready."""
+        over = self.stopped or self.started == len(self.chunks)
+        return over or self.bytes < READ_AHEAD or self.started == self.taken
+
+    def take(self, index: int) -> list[Read]:
+        with self.changed:
+            self.taken = index
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: index in self.done)
+            result = self.done.pop(index)
+            self.bytes -= num_bytes(result)
+            self.changed.notify_all()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def stop(self) -> None:
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+
+
+def num_bytes(results: list[Read] | BaseException) -> int:
+    """Of the pictures; what could not be read holds none."""
+    if isinstance(results, BaseException):
+        return 0
+    items = [item for _, found in results if not isinstance(found, BrokenItem) for item in found]
+    return sum(array.nbytes for item in items for array in item.channels.values())
 
 
 def read_one(source: Source, unit: int, size: int) -> list[Item] | BrokenItem:
