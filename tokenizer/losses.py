@@ -5,7 +5,7 @@ the picture and of its gradient make a missing line expensive.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,10 @@ class LossWeights:
     half_l1: float = 1.0  # absolute error of the picture at half size
     quarter_l1: float = 1.0  # and at a quarter
     codebook: float = 1.0  # the quantizer's own loss
+    perceptual: float = 0.0  # of `perceptual_name`; 0 leaves it out
+    perceptual_name: Literal["filters", "lpips"] = "filters"  # tokenizer/perceptual.py; lpips needs its weights
+    perceptual_files: tuple[str, ...] = ()  # lpips: local files of the VGG16 features and the heads, or one of both
+    adversarial: float = 0.0  # hinge loss of a patch discriminator times its adaptive weight (taming: 0.8); 0: none
 
 
 def gradient_errors(error: "Float[Tensor, 'n c y x']") -> "tuple[Float[Tensor, ''], Float[Tensor, '']]":
@@ -39,7 +43,10 @@ def coarse_l1(error: "Float[Tensor, 'n c y x']", factor: int) -> "Float[Tensor, 
 def reconstruction_loss(
     reconstruction: "Float[Tensor, 'n c y x']", pixels: "Float[Tensor, 'n c y x']", weights: LossWeights
 ) -> "tuple[Float[Tensor, ''], Float[Tensor, '']]":
-    """The weighted sum, and the mean squared error alone (for PSNR). Everything but `codebook`; float32."""
+    """The weighted sum of the pixel terms, and the mean squared error alone (for PSNR); float32.
+
+    Not in it: `codebook`, `perceptual` and `adversarial`, which need more than the two pictures.
+    """
     error = reconstruction.float() - pixels.float()
     squared = error.square().mean()
     gradient_l1, gradient_l2 = gradient_errors(error)
