@@ -76,7 +76,7 @@ def line_chart(
     y_low, y_high = (0.0 if from_zero else min(ys)), max(ys)
     margin = 0.04 * (y_high - y_low) or 1.0
     y_low, y_high = (y_low if from_zero else y_low - margin), y_high + margin
-    left, right, top, bottom = 52, width - 12, 34, height - 40
+    left, right, top, bottom = 52, width - 22, 34, height - 40
     at_x = lambda x: left + (x - x_low) / (x_high - x_low) * (right - left)
     at_y = lambda y: bottom - (y - y_low) / (y_high - y_low) * (bottom - top)
     parts = []
@@ -108,15 +108,16 @@ def step_chart(
     title: str = "",
     apart: int | None = None,
     width: int = 330,
-    height: int = 210,
+    height: int = 225,
 ) -> str:
     """Values at named steps on a logarithmic y, each written at its point. Steps from number `apart` on stand for
     themselves: no line leads to them."""
     values = [v for line in lines.values() for v in line if v is not None and v > 0]
     if not values:
         return ""
-    low, high = min(values) / 1.45, max(values) * 1.35
-    left, right, top, bottom = 34, width - 22, 46, height - 26
+    spread = max(values) / min(values)  # room for the numbers above and below the points
+    low, high = min(values) / (1.3 * spread**0.12), max(values) * 1.2 * spread**0.06
+    left, right, top, bottom = 34, width - 22, 50, height - 26
     at_x = lambda i: left + (i + 0.35) / max(1, len(labels) - 0.3) * (right - left)
     at_y = lambda v: bottom - (math.log(v) - math.log(low)) / (math.log(high) - math.log(low)) * (bottom - top)
     parts = [text(4, 17, title, "start", 14, f'{INK} font-weight="600"')]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, UInt8
+    from jaxtyping import Bool, Float, Int64, UInt8
 
 MAX_PSNR = 100.0  # of equal pictures, instead of infinity, so that means stay finite
 MAX_PALETTE = 64  # colours of a sentence's class maps; the rarest beyond it are left out
@@ -28,12 +28,22 @@ def psnr(answer: "UInt8[np.ndarray, 'y x 3']", truth: "UInt8[np.ndarray, 'y x 3'
     return MAX_PSNR if error == 0 else min(MAX_PSNR, 10 * float(np.log10(255**2 / error)))
 
 
+def count_colours(
+    pictures: "UInt8[np.ndarray, '*n y x 3']",
+) -> "tuple[Int64[np.ndarray, 'k'], Int64[np.ndarray, 'k']]":
+    """The distinct colours, each as one number (`colours_from` turns it back), and the pixels of each."""
+    pixels = np.asarray(pictures).reshape(-1, 3).astype(np.int64)
+    return np.unique(pixels @ np.array([65536, 256, 1]), return_counts=True)
+
+
+def colours_from(keys: "Int64[np.ndarray, 'k']") -> "UInt8[np.ndarray, 'k 3']":
+    return np.stack([keys >> 16, keys >> 8 & 255, keys & 255], -1).astype(np.uint8)
+
+
 def colours_of(pictures: "UInt8[np.ndarray, '*n y x 3']") -> "UInt8[np.ndarray, 'k 3']":
     """The distinct colours, the most common first, at most `MAX_PALETTE`."""
-    pixels = np.asarray(pictures).reshape(-1, 3).astype(np.int64)
-    keys, counts = np.unique(pixels @ np.array([65536, 256, 1]), return_counts=True)
-    keys = keys[np.argsort(-counts, kind="stable")][:MAX_PALETTE]
-    return np.stack([keys >> 16, keys >> 8 & 255, keys & 255], -1).astype(np.uint8)
+    keys, counts = count_colours(pictures)
+    return colours_from(keys[np.argsort(-counts, kind="stable")][:MAX_PALETTE])
 
 
 def nearest_colour(picture: "UInt8[np.ndarray, 'y x 3']", palette: "UInt8[np.ndarray, 'k 3']") -> Any:
@@ -89,17 +99,24 @@ def line_f1(answer: "UInt8[np.ndarray, 'y x 3']", truth: "UInt8[np.ndarray, 'y x
     return tolerant_f1(distance(answer, ground) > least, reach > least)
 
 
+def line_pixels(
+    answer: "UInt8[np.ndarray, 'y x 3']", truth: "UInt8[np.ndarray, 'y x 3']", photo: "UInt8[np.ndarray, 'y x 3']"
+) -> "tuple[Bool[np.ndarray, 'y x'], Bool[np.ndarray, 'y x']]":
+    """Where lines are drawn on `photo` in the answer and in the truth: their colour is what the truth has most where it
+    differs from the photo; an answer's line pixel has that colour and is nearer to it than to the photo."""
+    drawn = (truth != photo).any(-1)
+    if not drawn.any():
+        return distance(answer, photo) > NEAR_LINE, drawn
+    line = colours_of(truth[drawn])[0]
+    to_line = distance(answer, line)
+    return (to_line < NEAR_LINE) & (to_line < distance(answer, photo)), drawn
+
+
 def box_f1(
     answer: "UInt8[np.ndarray, 'y x 3']", truth: "UInt8[np.ndarray, 'y x 3']", photo: "UInt8[np.ndarray, 'y x 3']"
 ) -> float:
-    """F1 of lines drawn on `photo`, the query: their colour is what the truth has most where it differs from the photo;
-    an answer's line pixel has that colour and is nearer to it than to the photo."""
-    drawn = (truth != photo).any(-1)
-    if not drawn.any():
-        return tolerant_f1(distance(answer, photo) > NEAR_LINE, drawn)
-    line = colours_of(truth[drawn])[0]
-    to_line = distance(answer, line)
-    return tolerant_f1((to_line < NEAR_LINE) & (to_line < distance(answer, photo)), drawn)
+    """F1 of lines drawn on `photo`, the query."""
+    return tolerant_f1(*line_pixels(answer, truth, photo))
 
 
 def moving(truth: "UInt8[np.ndarray, 'y x 3']", last: "UInt8[np.ndarray, 'y x 3']") -> "Bool[np.ndarray, 'y x']":

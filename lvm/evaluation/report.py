@@ -52,7 +52,9 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 th, td { padding: 5px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; color: var(--soft); } th:first-child, td:first-child { text-align: left; }
 td.good { font-weight: 700; } td.bad { color: #d64545; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); gap: 14px 22px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); gap: 14px 22px;
+  margin-bottom: 14px; }
+.beside { display: flex; flex-wrap: wrap; gap: 14px 28px; align-items: center; } .beside > div { flex: 1 1 340px; }
 svg { display: block; width: 100%; height: auto; }
 .grid { display: grid; gap: 3px; min-width: 600px; margin-bottom: 12px; }
 .grid span { font-size: .78rem; color: var(--soft); text-align: center; align-self: end; }
@@ -90,7 +92,7 @@ def headline(report: Mapping[str, Any]) -> dict[str, float]:
     tasks = list(report.get("tasks", {}).values())
     answered = [row for row in tasks if row.get("model") is not None]
     ratios = [row["perplexity"]["wrong"] / _most(row["perplexity"]) for row in tasks if "wrong" in row["perplexity"]]
-    first = [_most(row["first_token"]) / row["first_token"]["0"] for row in tasks]
+    first = [(_most(row["first_token"]), row["first_token"]["0"]) for row in tasks]
     found: dict[str, float] = {
         "tasks": len(tasks),
         "beat_both_copies": sum(beats(row, "copy_query") and beats(row, "copy_last_answer") for row in answered),
@@ -102,7 +104,8 @@ def headline(report: Mapping[str, Any]) -> dict[str, float]:
         found["right_task"] = float(np.mean([row["right_task"] for row in answered]))
         found["right_task_least"] = float(min(row["right_task"] for row in answered))
     if first:
-        found["first_token"] = float(np.mean(first))
+        with_pairs, without = np.mean(first, axis=0)  # ratio of the means over tasks
+        found["first_token"] = float(with_pairs / without)
     frames = report.get("frames") or {}
     if frames.get("gain", {}).get("mean") is not None:
         found["next_frame_gain"] = frames["gain"]["mean"]
@@ -144,7 +147,7 @@ def tiles(report: Mapping[str, Any]) -> str:
         shown.append((f"{found['right_task']:.0%}", "of answers are of the asked kind"))
         shown.append((f"{found['beat_both_copies']:.0f} of {count}", "tasks beat both copies"))
     if "first_token" in found:
-        shown.append((f"{found['first_token']:.2f}×", "first-token perplexity, with pairs against none"))
+        shown.append((f"{found['first_token']:.2f}×", "first-token perplexity, five pairs against none"))
     if count:
         shown.append((f"{found['wrong_pairs_1_5x']:.0f} of {count}", "tasks: wrong pairs cost 1.5× perplexity or more"))
     if "next_frame_gain" in found:
@@ -250,7 +253,7 @@ def frame_parts(frames: Mapping[str, Any]) -> str:
         cells = [[text, number(frames[key])] for key, text in names.items() if key in frames]
         cells.append(["model − last frame, 95% interval", interval(frames.get("gain"))])
         scores = table(["next frame", METRICS["psnr_moving"]], cells)
-    return f"<div class=charts><div>{chart}</div><div>{scores}</div></div>"
+    return f"<div class=beside><div>{chart}</div><div class=wide>{scores}</div></div>"
 
 
 def loss_chart(metrics: Sequence[Mapping[str, Any]]) -> str:
