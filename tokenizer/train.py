@@ -1,349 +1,321 @@
 """Train a tokenizer: python -m tokenizer.train experiment=world_48 out=runs/tokenizer [key=value ...]
 
-`experiment` is a file of configs/tokenizer/ (or a path), `pictures` a .npy of uint8 [n,y,x,3], a folder of pictures or
-a file of configs/data/source/. The same command again continues a stopped run. In `out`: config.json, metrics.jsonl,
-sheet.png (held-out pictures over their reconstructions), checkpoint.safetensors and, when finished, tokenizer/ for
-`from_pretrained`.
+`experiment` is a file of configs/tokenizer/ (or a path); `pictures` a .npy of uint8 [n,y,x,3], a folder of pictures or
+a file of configs/data/source/, or a list of them. `devices=N` or torchrun trains on several. The same command again
+continues a stopped run. In `out`: config.json, metrics/ (JSON lines), sheet.png (held-out pictures over their
+reconstructions), checkpoints/ and, when finished, tokenizer/ for `from_pretrained`.
 
 The net first trains some steps without a codebook; k-means of its latents then starts the codes; codes that no latent
-chose for a while move onto latents of the last batch.
+chose for a while move onto latents. A discriminator, where the loss has one, starts later and is heard more and more.
+Settings are in settings.py, a step in training.py, pictures in pictures.py.
 """
 
-import copy
 import dataclasses
 import json
-import math
+import os
+import signal
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
 from einops import rearrange
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lvm.runtime import UserError, atomic_path, build, config_folder, exit_with_one_line, read_json, write_json
+from lvm.runtime import UserError, build, config_folder, exit_with_one_line, write_json
+from lvm.runtime.checkpoint import CheckpointWriter, load_checkpoint, newest_checkpoint, read_state
+from lvm.runtime.distributed import Distributed, StopAgreement
 from lvm.runtime.hashing import seed_from
+from lvm.runtime.lease import RunLease
+from lvm.runtime.machine import compile_problem, git_commit, machine_description, set_threads
+from lvm.runtime.metrics import MetricsLog
+from lvm.runtime.signals import StopFlag
 from tokenizer.bulk import BulkEncoder, bf16_pays
-from tokenizer.evaluate import TrainingPictures, decibels, read_pictures, save_sheet, squared_errors, usage_of
-from tokenizer.losses import LossWeights, psnr, reconstruction_loss
-from tokenizer.model import VQGAN, VQGANConfig
-from tokenizer.quantizer import kmeans, quantize_for_training, restart_dead_codes
+from tokenizer.evaluate import decibels, squared_errors, usage_of
+from tokenizer.journal import Journal
+from tokenizer.model import VQGAN
+from tokenizer.pictures import TrainingPictures, read_pictures, save_sheet, shared_between_ranks
+from tokenizer.settings import TrainConfig, adversarial_weight, crop_of, micro_batches, progress_of, schedule
+from tokenizer.training import (
+    Objective,
+    TrainState,
+    average_over_ranks,
+    finished_tokenizer,
+    new_state,
+    reset_revived,
+    set_optimizer_steps,
+    state_tensors,
+    update_average,
+)
 
-if TYPE_CHECKING:
-    from jaxtyping import Float, UInt8
+# What may differ when a run goes on: it changes no weight (or, as devices, only by rounding).
+FREE_TO_CHANGE = {
+    "pictures", "readers", "minutes", "usage_floor", "usage_floor_after_steps", "compile", "threads",
+    "log_every_steps", "save_every_minutes", "judged_pictures", "keep_checkpoints", "save_dtype", "accelerator",
+    "devices", "num_nodes", "wandb",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    model: VQGANConfig = field(default_factory=VQGANConfig)
-    loss: LossWeights = field(default_factory=LossWeights)
-    pictures: str | None = None  # FILE.npy, a folder, or a source's configuration
-    max_pictures: int = 100_000  # held in memory; more are left out, whole units at a time
-    frames_per_clip: int = 4  # of a clip's frames, evenly spaced: neighbours look alike
-    held_out_per_mille: int = 20  # of the groups; judged by the sheet and the held-out PSNR, never trained on
-    steps: int = 6000
-    minutes: float | None = None  # end the schedule early when this much training time has passed; null: steps alone
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 0.02  # as a share of learning_rate, at the end of the cosine
-    warmup_steps: int = 100
-    weight_decay: float = 0.01  # of convolutions alone
-    clip_norm: float = 1.0
-    normalize_codes: bool = True  # latents and codes on the unit sphere while training; the files stay as published
-    continuous_steps: int = 150  # before there is a codebook
-    restart_every_steps: int = 50  # dead codes are those that none of the latents of these steps chose
-    restart_until: float = 0.8  # share of the schedule after which codes are left alone
-    usage_floor: float = 0.3  # a smaller share of codes in use stops the run
-    usage_floor_after_steps: int = 1000
-    ema_decay: float = 0.999  # of the weights that are judged and saved
-    compile: bool | Literal["auto"] = "auto"  # auto: where a compiler is at hand
-    threads: int | None = None  # of torch on the CPU; null: as torch decides
-    seed: int = 0
-    log_every_steps: int = 50
-    save_every_minutes: float = 3.0  # checkpoint and sheet
-    save_dtype: Literal["float16", "float32"] = "float16"
+class TrainResult:
+    step: int
+    tokenizer: VQGAN | None  # the finished one; None: stopped by a signal, to be continued
+    signal: int | None = None  # which
 
 
-@dataclass
-class TrainState:
-    """All that survives a restart."""
+def train(
+    config: TrainConfig,
+    out: Path,
+    pictures: TrainingPictures,
+    say: Callable[[str], None] = print,
+    device: torch.device | str | None = None,
+) -> TrainResult:
+    """Train until the schedule ends, or go on where `out` stopped; every rank calls it alike.
 
-    model: VQGAN
-    average: VQGAN
-    optimizer: torch.optim.AdamW
-    counts: Tensor  # int64 [k]: how often each code was chosen since the last restart of dead codes
-    step: int = 0
-    seconds: float = 0.0
+    Raises UserError for a run folder in use or of another run, a collapsed codebook and numbers that are not finite.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    ranks = Distributed()
+    set_threads(config.threads)
+    micro_batches(config, ranks.world_size, None)
+    compiled = _use_compile(config, say)
+    identity = run_identity(config, pictures)
+    with ExitStack() as stack:
+        lease = stack.enter_context(held_lease(out, ranks))
+        flag = stack.enter_context(StopFlag())
+        newest = _claim(out, identity, ranks)
+        weights = VQGAN.from_pretrained(config.init_from) if config.init_from and newest is None else None
+        state = new_state(config, device, weights)
+        if newest is not None:
+            restore(newest, state, config)
+            if ranks.is_main:
+                say(f"continuing {newest} at step {state.step} of {config.steps}")
+        if progress_of(config, state.step, state.seconds) >= 1 and (out / "tokenizer" / "model.safetensors").is_file():
+            return TrainResult(state.step, VQGAN.from_pretrained(out / "tokenizer"))
+        if ranks.is_main:
+            write_json(out / "config.json", _plain(config))
+            write_json(out / "machine.json", machine_description() | {"commit": git_commit()})
+        writer = CheckpointWriter(out / "checkpoints", lease, config.keep_checkpoints)
+        log = None
+        if ranks.is_main:
+            log = stack.enter_context(closing(MetricsLog(out / "metrics", state.step, config.wandb)))
+        journal = Journal(config, state, ranks, log, say)
+        objective = Objective(config, state, device, compiled)
+        started = config.init_from is not None or state.step > config.quantizer.continuous_steps
+        quantized = torch.tensor(float(started), device=device)
+        clock, saved_at, saved_step = state.seconds, time.monotonic(), state.step if newest else -1
+
+        def save() -> None:
+            journal.check_finite()
+            content = {"step": state.step, "seconds": state.seconds, "identity": identity}
+            writer.save(state.step, state_tensors(state), content, {"pictures": identity["pictures"]})
+            if ranks.is_main and started:
+                journal.write(judge(state, config, out, pictures))
+
+        stop = StopAgreement(ranks)
+        while (progress := progress_of(config, state.step, state.seconds)) < 1 and not stop.agreed():
+            stop.submit(flag.requested)
+            began = time.monotonic()
+            if not started and state.step >= config.quantizer.continuous_steps:
+                start_codebook(state, config, pictures, device, ranks)
+                started = True
+                quantized.fill_(1.0)
+            crop = crop_of(config, progress)
+            num_micro = micro_batches(config, ranks.world_size, crop)
+            adversarial = adversarial_weight(config, state.step)
+            latents: Tensor | None = None
+            for number in range(num_micro):
+                part = (number * ranks.world_size + ranks.rank, num_micro * ranks.world_size)
+                batch = pictures.batch(config.seed, state.step, config.batch_size, part, crop, config.flip)
+                figures, codes, latents = objective.backward(
+                    torch.from_numpy(batch).to(device, non_blocking=True), quantized, 1 / num_micro, adversarial
+                )
+                journal.add(figures, 1 / num_micro)
+                if started:
+                    state.used += state.keeper.observe(codes, latents)
+            make_step(state, config, schedule(config, state.step, progress), adversarial is not None, journal)
+            state.step += 1
+            if started:
+                assert latents is not None
+                generator = torch.Generator().manual_seed(seed_from("restart", config.seed, state.step))
+                now = progress_of(config, state.step, state.seconds)
+                revived = state.keeper.tend(state.step, generator, latents, now)
+                update_average(state, config.ema_decay)
+                if len(revived):
+                    reset_revived(state, revived)
+                journal.revived += len(revived)
+            else:
+                update_average(state, config.ema_decay)
+            clock += time.monotonic() - began
+            on_time = state.step % config.log_every_steps == 0
+            if on_time or ranks.world_size == 1:
+                state.seconds = ranks.broadcast(clock)  # the schedule may depend on it: one clock for all
+            if on_time:
+                journal.log()
+                if ranks.broadcast(time.monotonic() - saved_at >= 60 * config.save_every_minutes):
+                    save()
+                    saved_at, saved_step = time.monotonic(), state.step
+                    journal.restart_clock()
+        if saved_step != state.step:
+            save()
+        writer.wait()
+        if progress_of(config, state.step, state.seconds) < 1:
+            return TrainResult(state.step, None, flag.received)
+        if ranks.is_main:
+            finished_tokenizer(state, config).save_pretrained(out / "tokenizer", getattr(torch, config.save_dtype))
+            say(f"finished: {out / 'tokenizer'} after {state.step} steps, {state.seconds / 60:.1f} minutes")
+        ranks.barrier()
+        return TrainResult(state.step, VQGAN.from_pretrained(out / "tokenizer"))
 
 
-def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
-    """Linear warm-up, then a cosine of `progress` in [0,1] down to the final share."""
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    share = config.final_learning_rate + (1 - config.final_learning_rate) * cosine
-    return config.learning_rate * share * min(1.0, (step + 1) / max(1, config.warmup_steps))
+def make_step(state: TrainState, config: TrainConfig, share: float, judged: bool, journal: Journal) -> None:
+    """Mean of the gradients over ranks, clip, step; the discriminator's too where it is trained."""
+    parameters = [p for p in state.model.parameters() if p.requires_grad]
+    average_over_ranks(parameters)
+    journal.norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+    _optimize(state.optimizer, config.learning_rate * share)
+    if judged:
+        assert state.discriminator is not None and state.discriminator_optimizer is not None
+        average_over_ranks(list(state.discriminator.parameters()))
+        _optimize(state.discriminator_optimizer, config.discriminator.learning_rate * share)
 
 
-def progress_of(config: TrainConfig, state: TrainState) -> float:
-    """The share of the schedule that is over: of the steps, or of the minutes where those run out first."""
-    of_time = state.seconds / (60 * config.minutes) if config.minutes else 0.0
-    return max(state.step / config.steps, of_time)
-
-
-def forward_loss(
-    vq: VQGAN, pictures: "UInt8[Tensor, 'n y x c']", quantized: "Float[Tensor, '']", config: TrainConfig
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, mean squared error, codes [n*t], latents [n*t, d]). `quantized` is 0 while there is no codebook, then 1:
-    a tensor, so that both phases are one compiled graph."""
-    pixels = rearrange(pictures, "n y x c -> n c y x").float() / 255
-    latents = vq.latents(pixels)
-    grid = latents.shape[2:]
-    flat = rearrange(latents, "n d h w -> (n h w) d").float()
-    if config.normalize_codes:
-        flat = F.normalize(flat, dim=1)
-    chosen, codes, codebook_loss = quantize_for_training(
-        flat, vq.quantize.embedding.weight, config.model.commitment_cost, config.normalize_codes
-    )
-    fed = flat + quantized * (chosen - flat)
-    reconstruction = vq.pixels(rearrange(fed, "(n h w) d -> n d h w", h=grid[0], w=grid[1]))
-    with torch.autocast(pixels.device.type, enabled=False):
-        loss, squared = reconstruction_loss(reconstruction, pixels, config.loss)
-        return loss + config.loss.codebook * quantized * codebook_loss, squared, codes, flat.detach()
-
-
-def new_state(config: TrainConfig, device: torch.device) -> TrainState:
-    torch.manual_seed(seed_from("tokenizer", config.seed))
-    model = VQGAN(config.model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(model).eval().requires_grad_(False)
-    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and not name.startswith("quantize.")]
-    others = [p for name, p in model.named_parameters() if p.ndim <= 1 or name.startswith("quantize.")]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
-    counts = torch.zeros(config.model.num_embeddings, dtype=torch.int64, device=device)
-    return TrainState(model, average, optimizer, counts)
+def _optimize(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()
-def start_codebook(state: TrainState, config: TrainConfig, pictures: TrainingPictures, device: torch.device) -> None:
-    """K-means of the latents of enough pictures for 64 latents a code (at most 4,096 pictures)."""
-    tokens = state.model.tokens_per_picture
-    wanted = min(4096, max(config.batch_size, 64 * config.model.num_embeddings // tokens))
+def start_codebook(
+    state: TrainState, config: TrainConfig, pictures: TrainingPictures, device: torch.device, ranks: Distributed
+) -> None:
+    """K-means of the latents of enough pictures for 64 latents a code (at most 4,096 pictures), by rank 0."""
+    side = config.crop or config.model.resolution
+    tokens = (side // config.model.factor) ** 2
+    each = config.batch_size // config.accumulate
+    wanted = min(4096, max(each, 64 * config.model.num_embeddings // tokens))
     latents = []
-    for start in range(0, wanted, config.batch_size):
-        batch = torch.from_numpy(pictures.batch(config.seed, -1 - start, config.batch_size)).to(device)
-        pixels = rearrange(batch, "n y x c -> n c y x").float() / 255
+    for start in range(0, wanted if ranks.is_main else each, each):
+        batch = torch.from_numpy(pictures.batch(config.seed, -1 - start, each, crop=config.crop, flip=config.flip))
+        pixels = rearrange(batch.to(device), "n y x c -> n c y x").float() / 255
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16_pays(device)):
             latents.append(rearrange(state.model.latents(pixels), "n d h w -> (n h w) d").float())
     generator = torch.Generator().manual_seed(seed_from("kmeans", config.seed))
-    centres = kmeans(torch.cat(latents), config.model.num_embeddings, config.normalize_codes, generator)
-    for vq in (state.model, state.average):
-        vq.quantize.embedding.weight.copy_(centres)
+    state.keeper.start(torch.cat(latents), generator)
+    state.average.quantize.embedding.weight.copy_(state.model.quantize.embedding.weight)
 
 
-@torch.no_grad()
-def tend_codebook(state: TrainState, config: TrainConfig, latents: Tensor) -> int:
-    """Restart dead codes, in the average and the optimiser too; returns how many."""
-    weight = state.model.quantize.embedding.weight
-    generator = torch.Generator().manual_seed(seed_from("restart", config.seed, state.step))
-    dead = restart_dead_codes(weight, state.counts, latents, config.normalize_codes, generator)
-    state.average.quantize.embedding.weight[dead] = weight[dead]
-    for name in ("exp_avg", "exp_avg_sq"):
-        state.optimizer.state[weight][name][dead] = 0
-    state.counts.zero_()
-    return len(dead)
-
-
-@torch.no_grad()
-def update_average(state: TrainState, config: TrainConfig) -> None:
-    averages: list[Tensor] = list(state.average.parameters())
-    parameters: list[Tensor] = list(state.model.parameters())
-    decay = min(config.ema_decay, (1 + state.step) / (10 + state.step))
-    torch._foreach_lerp_(averages, parameters, 1 - decay)
-
-
-def finished_tokenizer(state: TrainState, config: TrainConfig) -> VQGAN:
-    """The averaged weights as they are saved: codes of length one if training had them so."""
-    vq = copy.deepcopy(state.average).eval()
-    if config.normalize_codes:
-        with torch.no_grad():
-            vq.quantize.embedding.weight.copy_(F.normalize(vq.quantize.embedding.weight, dim=1))
-    return vq
-
-
-def train(config: TrainConfig, out: Path, pictures: TrainingPictures, say: Callable[[str], None] = print) -> VQGAN:
-    """Train until the schedule ends, or go on where `out` stopped. Raises UserError when the codebook collapses."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    out.mkdir(parents=True, exist_ok=True)
-    _claim(out, config)
-    state = new_state(config, device)
-    load_checkpoint(state, out / "checkpoint.safetensors")
-    step_function = _compiled(config, say)
-    started = state.step > config.continuous_steps
-    saved_at = logged_at = time.monotonic()
-    logged_step, restarted = state.step, 0
-    log_counts = torch.zeros_like(state.counts)
-    while progress_of(config, state) < 1:
-        began = time.monotonic()
-        if state.step >= config.continuous_steps and not started:
-            start_codebook(state, config, pictures, device)
-            started = True
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(config, state.step, progress_of(config, state))
-        batch = torch.from_numpy(pictures.batch(config.seed, state.step, config.batch_size)).to(device)
-        quantized = torch.tensor(float(started), device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16_pays(device)):
-            loss, squared, codes, latents = step_function(state.model, batch, quantized, config)
-        loss.backward()
-        nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
-        if config.normalize_codes:
-            with torch.no_grad():
-                weight = state.model.quantize.embedding.weight
-                weight.copy_(F.normalize(weight, dim=1))
-        update_average(state, config)
-        state.step += 1
-        if started:
-            used = torch.bincount(codes, minlength=len(state.counts))
-            state.counts += used
-            log_counts += used
-            if state.step % config.restart_every_steps == 0:
-                restarting = progress_of(config, state) < config.restart_until
-                restarted += tend_codebook(state, config, latents) if restarting else 0
-        state.seconds += time.monotonic() - began
-
-        if state.step % config.log_every_steps == 0:
-            now = time.monotonic()
-            usage, perplexity = usage_of(log_counts.cpu().numpy())
-            metrics = {
-                "step": state.step,
-                "minutes": round(state.seconds / 60, 2),
-                "loss": round(float(loss.detach()), 5),
-                "psnr": round(float(psnr(squared)), 2),
-                "code_usage": round(usage, 4),
-                "code_perplexity": round(perplexity, 1),
-                "restarted": restarted,
-                "pictures_per_second": round((state.step - logged_step) * config.batch_size / (now - logged_at), 1),
-            }
-            logged_at, logged_step, restarted = now, state.step, 0
-            log_counts.zero_()
-            _log(out, metrics, say)
-            _check_health(config, metrics)
-        if time.monotonic() - saved_at > 60 * config.save_every_minutes:
-            save_checkpoint(state, out / "checkpoint.safetensors")
-            _judge(state, config, out, pictures, say)
-            saved_at = time.monotonic()
-    save_checkpoint(state, out / "checkpoint.safetensors")
-    _judge(state, config, out, pictures, say)
+def judge(state: TrainState, config: TrainConfig, out: Path, pictures: TrainingPictures) -> dict[str, Any]:
+    """PSNR and code usage of held-out pictures through the averaged weights, and the sheet."""
+    sample = np.asarray(pictures.held_out[: config.judged_pictures])
+    if not len(sample):
+        return {}
+    rows, columns = sample.shape[1:3]
     vq = finished_tokenizer(state, config)
-    vq.save_pretrained(out / "tokenizer", getattr(torch, config.save_dtype))
-    say(f"finished: {out / 'tokenizer'} after {state.step} steps, {state.seconds / 60:.1f} minutes")
-    return VQGAN.from_pretrained(out / "tokenizer")
+    bulk = BulkEncoder(vq, batch_size=max(1, min(64, 64 * 96 * 96 // (rows * columns))))
+    codes = bulk.encode(sample)
+    again = bulk.decode(codes)
+    each = [decibels(float(error)) for error in squared_errors(sample, again)]
+    save_sheet(out / "sheet.png", sample, again)
+    usage, _ = usage_of(np.bincount(codes.reshape(-1), minlength=config.model.num_embeddings))
+    return {"held_out_psnr": round(float(np.mean(each)), 2), "held_out_code_usage": round(usage, 4)}
 
 
-def save_checkpoint(state: TrainState, file: Path) -> None:
-    """One safetensors file, complete or absent; numbers travel in its header."""
-    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in state.average.state_dict().items()}
-    for name, parameter in state.model.named_parameters():
-        for key, value in state.optimizer.state[parameter].items():
-            tensors[f"optimizer.{key}.{name}"] = value
-    tensors["counts"] = state.counts
-    numbers = {"step": str(state.step), "seconds": repr(state.seconds)}
-    with atomic_path(file) as aside:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, aside, numbers)
+# A run's folder.
 
 
-def load_checkpoint(state: TrainState, file: Path) -> bool:
-    """Fill `state` from `file` if there is one."""
-    if not file.is_file():
-        return False
-    with safe_open(file, "pt") as opened:
-        numbers = opened.metadata()
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-    for part, vq in (("model.", state.model), ("average.", state.average)):
-        vq.load_state_dict({n.removeprefix(part): value for n, value in tensors.items() if n.startswith(part)})
-    for name, parameter in state.model.named_parameters():
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            value = tensors[f"optimizer.{key}.{name}"]
-            value = value.to(parameter.device) if parameter.device.type != "cpu" else value
-            if value.ndim == 4:
-                value = value.contiguous(memory_format=torch.channels_last)
-            state.optimizer.state[parameter][key] = value
-    state.counts.copy_(tensors["counts"])
-    state.step, state.seconds = int(numbers["step"]), float(numbers["seconds"])
-    return True
+@contextmanager
+def held_lease(out: Path, ranks: Distributed) -> Iterator[RunLease | None]:
+    """The run's lease on rank 0; where it is refused, every rank raises."""
+    lease, refused = None, None
+    if ranks.is_main:
+        try:
+            lease = RunLease(out)
+        except UserError as error:
+            refused = error
+    ranks.together(refused)
+    try:
+        yield lease
+    finally:
+        if lease is not None:
+            lease.release()
 
 
-def _claim(out: Path, config: TrainConfig) -> None:
-    """Write the resolved configuration into the run's folder; another one there already is refused."""
-    values = json.loads(json.dumps(dataclasses.asdict(config)))
-    file = out / "config.json"
-    if not file.exists():
-        return write_json(file, values)
-    before = read_json(file)
-    different = [key for key in values if values[key] != before.get(key)]
-    if different:
-        key = different[0]
-        raise UserError(f"{out} holds a run with {key} = {before.get(key)}, not {values[key]}; use another out=")
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return values
 
 
-def _compiled(config: TrainConfig, say: Callable[[str], None]) -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
-    if config.compile is False:
-        return forward_loss
-    from lvm.runtime.machine import compile_problem
-
-    problem = compile_problem()
-    if problem is None:
-        return torch.compile(forward_loss, dynamic=False)
-    if config.compile is True:
-        raise UserError(f"compile=true, but {problem}; use compile=auto")
-    say(f"not compiled, about a quarter of the speed: {problem}")
-    return forward_loss
+def run_identity(config: TrainConfig, pictures: TrainingPictures) -> dict[str, Any]:
+    """What decides the weights: a resumed run must agree in all of it."""
+    settings = {key: value for key, value in _plain(config).items() if key not in FREE_TO_CHANGE}
+    return settings | {"pictures": pictures.fingerprint()}
 
 
-def _log(out: Path, metrics: dict[str, Any], say: Callable[[str], None]) -> None:
-    with open(out / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(metrics) + "\n")
-    say("  ".join(f"{key} {value}" for key, value in metrics.items()))
+def _claim(out: Path, identity: dict[str, Any], ranks: Distributed) -> Path | None:
+    """The newest complete checkpoint of this run, on every rank; one of another run is refused by all."""
+    newest, problem = None, None
+    if ranks.is_main:
+        try:
+            if (out / "checkpoint.safetensors").exists():
+                raise UserError(f"{out} holds a run of an older version; use another out=")
+            newest = newest_checkpoint(out / "checkpoints")
+            if newest is not None:
+                _refuse_other_run(newest, identity)
+        except Exception as error:
+            problem = error
+    ranks.together(problem)
+    found: Path | None = ranks.broadcast(newest)
+    return found
 
 
-def _check_health(config: TrainConfig, metrics: dict[str, Any]) -> None:
-    step, usage = metrics["step"], metrics["code_usage"]
-    if not math.isfinite(metrics["loss"]):
-        raise UserError(f"the loss is {metrics['loss']} at step {step}; lower learning_rate {config.learning_rate}")
-    if step >= config.usage_floor_after_steps + config.continuous_steps and usage < config.usage_floor:
+def _refuse_other_run(checkpoint: Path, identity: dict[str, Any]) -> None:
+    before = read_state(checkpoint).get("identity")
+    if not isinstance(before, dict):
+        raise UserError(f"{checkpoint} is not of a tokenizer's training; use another out=")
+    for key in sorted(before.keys() | identity.keys()):
+        if before.get(key) == identity.get(key):
+            continue
+        if key == "pictures":
+            raise UserError(f"{checkpoint} is of a run on other pictures; give those again or use another out=")
         raise UserError(
-            f"the codebook collapsed: {usage:.1%} of the codes in use at step {step}, below usage_floor "
-            f"{config.usage_floor:.0%}; lower learning_rate or loss.gradient_l2"
+            f"{checkpoint} is of a run with {key} = {before.get(key)}, not {identity.get(key)}; use another out="
         )
 
 
-def _judge(
-    state: TrainState, config: TrainConfig, out: Path, pictures: TrainingPictures, say: Callable[[str], None]
-) -> None:
-    """PSNR of held-out pictures through the averaged weights, and the sheet."""
-    sample = pictures.held_out[:512]
-    if not len(sample) or state.step <= config.continuous_steps:
-        return
-    bulk = BulkEncoder(finished_tokenizer(state, config))
-    again = bulk.decode(bulk.encode(sample))
-    each = [decibels(float(error)) for error in squared_errors(sample, again)]
-    metrics = {"step": state.step, "held_out_psnr": round(float(np.mean(each)), 2)}
-    _log(out, metrics, say)
-    save_sheet(out / "sheet.png", sample, again)
+def restore(checkpoint: Path, state: TrainState, config: TrainConfig) -> None:
+    """Fill `state` from a checkpoint whose content was verified."""
+    content = load_checkpoint(checkpoint, state_tensors(state))
+    state.step, state.seconds = int(content["step"]), float(content["seconds"])
+    set_optimizer_steps(state, config)
+
+
+def _use_compile(config: TrainConfig, say: Callable[[str], None]) -> bool:
+    if config.compile is False:
+        return False
+    problem = compile_problem()
+    if problem is None:
+        return True
+    if config.compile is True:
+        raise UserError(f"compile=true, but {problem}; use compile=auto")
+    say(f"not compiled, about a quarter of the speed: {problem}")
+    return False
+
+
+# The command.
 
 
 def read_config(arguments: list[str]) -> tuple[TrainConfig, Path]:
-    """From `experiment=NAME out=DIR key=value ...`; unknown keys are errors."""
+    """From `experiment=NAME out=DIR key=value ...`; unknown keys are errors. With `init_from` the net is that
+    tokenizer's, and `model` may hold what changes no weight (resolution)."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -366,18 +338,61 @@ def read_config(arguments: list[str]) -> tuple[TrainConfig, Path]:
         values = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(file), dotted), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{file}: {error}") from None
-    return build(TrainConfig, values), Path(out)  # type: ignore[arg-type]
+    assert isinstance(values, dict)
+    if values.get("init_from"):
+        theirs = dataclasses.asdict(VQGAN.from_pretrained(values["init_from"]).config)
+        theirs["grid"] = None if theirs["grid"] and len(set(theirs["grid"])) == 1 else theirs["grid"]
+        values["model"] = theirs | (values.get("model") or {})
+    config = build(TrainConfig, values)  # type: ignore[arg-type]
+    if config.init_from is not None:
+        for key, value in dataclasses.asdict(config.model).items():
+            if key not in ("dropout", "commitment_cost", "resolution", "grid") and value != theirs[key]:
+                raise UserError(
+                    f"model.{key} is {value}, that of init_from={config.init_from} {theirs[key]}; leave it out"
+                )
+    return config, Path(out)
 
 
-def main() -> None:
+def main() -> int:
+    """0 for a finished run; one stopped by a signal is saved and exits with 128 + its number."""
     config, out = read_config(sys.argv[1:])
-    if config.pictures is None:
+    if not config.pictures:
         raise UserError("pictures= is missing; give FILE.npy, a folder, or a file of configs/data/source/")
-    pictures = read_pictures(
-        config.pictures, config.model.resolution, config.max_pictures, config.frames_per_clip, config.held_out_per_mille
+    from lightning.fabric import Fabric
+
+    strategy = "auto" if config.devices == config.num_nodes == 1 and "RANK" not in os.environ else "ddp"
+    fabric = Fabric(
+        accelerator=config.accelerator, strategy=strategy, devices=config.devices, num_nodes=config.num_nodes
     )
-    print(f"{len(pictures.train)} pictures to train on, {len(pictures.held_out)} held out", flush=True)
-    train(config, out, pictures, say=lambda line: print(line, flush=True))
+    fabric.launch()
+    try:
+
+        def say(line: str) -> None:
+            if fabric.is_global_zero:
+                print(line, flush=True)
+
+        def read() -> TrainingPictures:
+            return read_pictures(
+                config.pictures or (),
+                config.model.resolution,
+                config.max_pictures,
+                config.frames_per_clip,
+                config.held_out_per_mille,
+                config.picture_weights,
+                config.readers,
+                say,
+            )
+
+        pictures = shared_between_ranks(read, Distributed(), fabric.local_rank)
+        say(f"{len(pictures.train)} pictures to train on, {len(pictures.held_out)} held out")
+        result = train(config, out, pictures, say, fabric.device)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if result.tokenizer is not None:
+        return 0
+    say(f"stopped at step {result.step}; the same command continues it")
+    return 128 + (result.signal or signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training learns, keeps its codebook alive, and goes on where it stopped; the scores are the known ones."""
+"""Training learns, keeps its codebook alive and hears its judges; what cannot be trained is one clear line."""
 
 import dataclasses
 import json
@@ -6,29 +6,21 @@ import json
 import numpy as np
 import pytest
 import torch
+from small_training import flat_pictures, small
 
 from lvm.runtime import UserError
-from tokenizer import VQGAN, VQGANConfig
-from tokenizer.evaluate import TrainingPictures, evaluate_tokenizer, read_pictures, ssim, usage_of
+from lvm.runtime.metrics import read_metrics
+from tokenizer import VQGAN, TokenizerError
+from tokenizer.adversarial import adaptive_weight, hinge_g
+from tokenizer.evaluate import evaluate_tokenizer, ssim, usage_of
 from tokenizer.losses import LossWeights, reconstruction_loss
-from tokenizer.quantizer import kmeans, nearest, quantize_for_training, restart_dead_codes
-from tokenizer.train import TrainConfig, read_config, train
+from tokenizer.pictures import TrainingPictures
+from tokenizer.quantizer import QuantizerConfig, kmeans, nearest, quantize
+from tokenizer.settings import adversarial_weight, crop_of, micro_batches
+from tokenizer.train import read_config, train
+from tokenizer.training import Objective, autoencode, forward_loss, new_state, pixel_loss, pixels_of
 
-SMALL = TrainConfig(
-    model=VQGANConfig(
-        hidden_channels=8, channel_mult=(1, 2), num_res_blocks=1, z_channels=4, quantized_embed_dim=4,
-        num_embeddings=16, resolution=16, norm_groups=2,
-    ),
-    steps=150, batch_size=8, continuous_steps=10, warmup_steps=5, restart_every_steps=10, log_every_steps=10,
-    learning_rate=3e-3, compile=False, ema_decay=0.9, save_dtype="float32", threads=1,
-)  # fmt: skip
-
-
-def flat_pictures(n: int = 64) -> TrainingPictures:
-    """Eight pictures of four random colours, again and again; the last eight are held out."""
-    colours = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 3), dtype=np.uint8)
-    pictures = np.tile(colours.repeat(8, axis=1).repeat(8, axis=2), (n // 8, 1, 1, 1))
-    return TrainingPictures(pictures[:-8], pictures[-8:])
+CPU = torch.device("cpu")
 
 
 def quiet(line: str) -> None:
@@ -36,71 +28,198 @@ def quiet(line: str) -> None:
 
 
 def test_training_learns_and_writes_a_loadable_tokenizer_and_a_sheet(tmp_path):
-    vq = train(SMALL, tmp_path, flat_pictures(), quiet)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[-1] < 0.7 * losses[0]
-    assert lines[-2]["code_usage"] > 0.5 and "held_out_psnr" in lines[-1]
+    vq = train(small(), tmp_path, flat_pictures(), quiet, CPU).tokenizer
+    lines = read_metrics(tmp_path / "metrics")
+    assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
+    assert lines[-1]["code_usage"] > 0.5 and lines[-1]["dead_codes"] < 8 and "held_out_psnr" in lines[-1]
     assert (tmp_path / "sheet.png").stat().st_size > 0
     assert VQGAN.from_pretrained(tmp_path / "tokenizer").fingerprint == vq.fingerprint
     norms = vq.quantize.embedding.weight.norm(dim=1)
     torch.testing.assert_close(norms, torch.ones_like(norms))
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch):
-    import tokenizer.train as module
-
-    real, calls = module.update_average, []
-
-    def stop_at_25(state, config):
-        real(state, config)
-        calls.append(None)
-        if len(calls) == 25:
-            state.step += 1
-            module.save_checkpoint(state, tmp_path / "parts" / "checkpoint.safetensors")
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "update_average", stop_at_25)
-    config = dataclasses.replace(SMALL, restart_every_steps=1000)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "parts", flat_pictures(), quiet)
-    monkeypatch.setattr(module, "update_average", real)
-    parts = train(config, tmp_path / "parts", flat_pictures(), quiet)
-    whole = train(config, tmp_path / "again", flat_pictures(), quiet)
-    assert parts.fingerprint == whole.fingerprint
+@pytest.mark.parametrize("kind", ["ema", "ibq"])
+def test_every_quantizer_trains(tmp_path, kind):
+    train(small(quantizer={"kind": kind}, steps=60), tmp_path, flat_pictures(), quiet, CPU)
+    lines = read_metrics(tmp_path / "metrics")
+    assert lines[-1]["loss"] < lines[0]["loss"] and lines[-1]["code_usage"] > 0.3
 
 
-def test_another_configuration_in_the_same_folder_is_refused(tmp_path):
-    config = dataclasses.replace(SMALL, steps=2)
-    train(config, tmp_path, flat_pictures(), quiet)
+def test_judges_are_heard_and_the_discriminator_learns(tmp_path):
+    config = small(
+        steps=60, loss={"adversarial": 0.5, "perceptual": 0.2}, discriminator={"learning_rate": 1e-2}, flip=True
+    )
+    train(config, tmp_path, flat_pictures(), quiet, CPU)
+    first, *_, last = [line for line in read_metrics(tmp_path / "metrics") if "discriminator_loss" in line]
+    assert last["discriminator_loss"] < first["discriminator_loss"] and last["logits_real"] > last["logits_fake"]
+    assert "perceptual" in last and last["psnr"] > first["psnr"] - 1
+
+
+def judged(adversarial: float | None, **changes):
+    """(gradients of the net, figures, state, pictures) of one batch with a discriminator."""
+    config = small(loss={"adversarial": 0.5, "perceptual": 0.0}, **changes)
+    state = new_state(config, CPU)
+    objective = Objective(config, state, CPU, compiled=False)
+    objective.bf16 = False
+    pictures = torch.from_numpy(flat_pictures().train[:4])
+    figures, _, _ = objective.backward(pictures, torch.tensor(1.0), 1.0, adversarial)
+    return {name: p.grad for name, p in state.model.named_parameters()}, figures, state, pictures, config
+
+
+def test_without_weight_the_judged_step_has_the_gradient_of_the_plain_one():
+    ours, figures, state, pictures, config = judged(None)
+    state.model.zero_grad()
+    loss, _, _, _ = forward_loss(state.model, pictures, torch.tensor(1.0), config)
+    loss.backward()
+    torch.testing.assert_close(figures["loss"], loss.detach())
+    for name, p in state.model.named_parameters():
+        torch.testing.assert_close(ours[name], p.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_the_adversarial_gradient_is_that_of_the_whole_graph():
+    """One backward through the net, weighed at the reconstruction, is autograd through everything."""
+    ours, figures, state, pictures, config = judged(0.3)
+    assert all(p.grad is not None for p in state.discriminator.parameters())
+    state.model.zero_grad()
+    pixels = pixels_of(pictures)
+    made, _, codebook_loss, _, _ = autoencode(state.model, pixels, torch.tensor(1.0), config)
+    nll, _, _ = pixel_loss(made, pixels, config.loss, None)
+    g = hinge_g(state.discriminator(made))
+    weight = adaptive_weight(nll, g, state.model.decoder.conv_out.weight, config.discriminator.max_weight)
+    torch.testing.assert_close(figures["adaptive_weight"], weight, rtol=1e-3, atol=1e-6)
+    (nll + codebook_loss + 0.3 * weight * g).backward()
+    for name, p in state.model.named_parameters():
+        torch.testing.assert_close(ours[name], p.grad, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_the_adaptive_weight_is_bounded():
+    _, figures, *_ = judged(0.3, discriminator={"max_weight": 1e-3})
+    assert figures["adaptive_weight"] == pytest.approx(1e-3)
+
+
+def test_the_discriminator_starts_late_and_is_heard_more_and_more():
+    config = small(loss={"adversarial": 0.5}, discriminator={"start_step": 100, "ramp_steps": 10})
+    assert adversarial_weight(config, 99) is None and adversarial_weight(config, 100) == 0.0
+    assert adversarial_weight(config, 105) == 0.25 and adversarial_weight(config, 1000) == 0.5
+    assert adversarial_weight(small(), 1000) is None
+
+
+def test_micro_batches_make_the_step_of_one_batch(tmp_path):
+    pictures, gradients = flat_pictures(), []
+    for num_micro in (1, 4):
+        config = small(loss={"adversarial": 0.0, "perceptual": 0.1})
+        state = new_state(config, CPU)
+        objective = Objective(config, state, CPU, compiled=False)
+        objective.bf16 = False
+        for number in range(num_micro):
+            batch = torch.from_numpy(pictures.batch(0, 5, 8, (number, num_micro)))
+            objective.backward(batch, torch.tensor(1.0), 1 / num_micro, None)
+        gradients.append([p.grad for p in state.model.parameters()])
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+    train(small(accumulate=4, steps=4), tmp_path, pictures, quiet, CPU)
+
+
+class Watched(TrainingPictures):
+    sides: list
+
+    def batch(self, *arguments):
+        pictures = super().batch(*arguments)
+        self.sides.append(pictures.shape[:3])
+        return pictures
+
+
+def test_crops_are_trained_on_and_whole_pictures_at_the_end(tmp_path):
+    pictures = Watched(flat_pictures().train, flat_pictures().held_out)
+    object.__setattr__(pictures, "sides", [])
+    config = small(steps=10, crop=8, full_size_share=0.2, quantizer={"continuous_steps": 100})
+    train(config, tmp_path, pictures, quiet, CPU)
+    assert pictures.sides == [(8, 8, 8)] * 8 + [(2, 16, 16)] * 8  # four times the pixels, four times the micro-batches
+    assert crop_of(small(crop=None), 0.1) is None and micro_batches(small(), 2, None) == 1
+
+
+def test_a_run_starts_from_another_tokenizers_weights(tmp_path):
+    source = VQGAN(small().model)
+    source.save_pretrained(tmp_path / "source")
+    config = small(
+        init_from=str(tmp_path / "source"), steps=2, learning_rate=0.0, quantizer={"normalize": False}, usage_floor=0.0
+    )
+    assert train(config, tmp_path / "run", flat_pictures(), quiet, CPU).tokenizer.fingerprint == source.fingerprint
+    (tmp_path / "tune.yaml").write_text(f"init_from: {tmp_path / 'source'}\n")
+    arguments = [f"experiment={tmp_path / 'tune.yaml'}", "out=x"]
+    assert read_config(arguments)[0].model == source.config
+    assert read_config([*arguments, "model.resolution=32"])[0].model.code_grid == (16, 16)
+    with pytest.raises(UserError, match=r"model\.num_embeddings is 9, .* 16"):
+        read_config([*arguments, "model.num_embeddings=9"])
+
+
+def test_another_configuration_or_other_pictures_in_the_same_folder_are_refused(tmp_path):
+    config = small(steps=2)
+    train(config, tmp_path, flat_pictures(), quiet, CPU)
     with pytest.raises(UserError, match=r"learning_rate = 0\.003, not 0\.5"):
-        train(dataclasses.replace(config, learning_rate=0.5), tmp_path, flat_pictures(), quiet)
+        train(dataclasses.replace(config, learning_rate=0.5), tmp_path, flat_pictures(), quiet, CPU)
+    with pytest.raises(UserError, match="other pictures"):
+        train(config, tmp_path, flat_pictures(128), quiet, CPU)
+    train(dataclasses.replace(config, log_every_steps=1), tmp_path, flat_pictures(), quiet, CPU)
+    state = tmp_path / "checkpoints" / "step-00000002" / "state.json"
+    state.write_text("{}")
+    with pytest.warns(UserWarning, match=r"damaged.*state\.json"):
+        train(config, tmp_path, flat_pictures(), quiet, CPU)
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    from lvm.runtime.checkpoint import CheckpointWriter
+
+    writer = CheckpointWriter(tmp_path / "checkpoints")
+    writer.save(3, {"a": torch.zeros(2)}, {"train": {}}, {})
+    writer.wait()
+    with pytest.raises(UserError, match="not of a tokenizer's training"):
+        train(small(), tmp_path, flat_pictures(), quiet, CPU)
 
 
 def test_a_collapsed_codebook_stops_the_run(tmp_path):
-    config = dataclasses.replace(SMALL, usage_floor=1.01, usage_floor_after_steps=10)
     with pytest.raises(UserError, match="codebook collapsed"):
-        train(config, tmp_path, flat_pictures(), quiet)
+        train(small(usage_floor=1.01, usage_floor_after_steps=10), tmp_path, flat_pictures(), quiet, CPU)
 
 
-def test_unknown_keys_and_files_are_one_clear_line():
-    with pytest.raises(UserError, match="unknown config key 'stepps'"):
-        read_config(["experiment=world_48", "out=x", "stepps=3"])
+def test_numbers_that_are_not_finite_end_the_run_and_are_never_saved(tmp_path):
+    config = small(learning_rate=1e30, warmup_steps=0, steps=40, save_every_minutes=0)
+    with pytest.raises(UserError, match="not finite before step 10"):
+        train(config, tmp_path, flat_pictures(), quiet, CPU)
+    assert not list((tmp_path / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stepps=3", "unknown config key 'stepps'"),
+        ("crop=20", r"crop 20 must divide by 8.*use 16"),
+        ("crop=96", "at most 48; use 48"),
+        ("model.resolution=50", "resolution 50 does not divide by 8"),
+        ("batch_size=0", "batch_size is 0"),
+        ("full_size_share=2", "full_size_share is 2"),
+        ("init_from=nothing", "nothing is neither a folder"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(override, message):
+    with pytest.raises((UserError, TokenizerError), match=message):
+        read_config(["experiment=world_48", "out=x", override])
+
+
+def test_unknown_files_and_batches_that_do_not_divide_are_one_clear_line():
     with pytest.raises(UserError, match="known are"):
         read_config(["experiment=wrld", "out=x"])
-    config, _ = read_config(["experiment=world_48", "out=x", "loss.l2=3", "compile=false"])
-    assert config.loss.l2 == 3.0 and config.compile is False and config.model.resolution == 48
-
-
-def test_an_array_of_another_size_is_refused(tmp_path):
-    np.save(tmp_path / "a.npy", np.zeros((4, 8, 8, 3), np.uint8))
-    with pytest.raises(UserError, match=r"\[4, 8, 8, 3\]"):
-        read_pictures(str(tmp_path / "a.npy"), 16, 100)
+    with pytest.raises(TokenizerError, match=r"batch_size 8 is no multiple of 3 ranks x 1 .* use 9"):
+        micro_batches(small(), 3, None)
+    with pytest.raises(TokenizerError, match="takes pictures of 24 pixels and more, not 16"):
+        small(loss={"adversarial": 0.5}, discriminator={"num_layers": 3})
+    config, _ = read_config(["experiment=world_48", "out=x", "loss.l2=3", "compile=false", "pictures=[a,b.npy]"])
+    assert config.loss.l2 == 3.0 and config.compile is False and config.pictures == ("a", "b.npy")
 
 
 def test_the_straight_through_gradient_passes_and_beta_pulls_the_encoder():
     z, codebook = torch.randn(6, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
-    chosen, codes, loss = quantize_for_training(z, codebook, 0.25, False)
+    chosen, codes, loss = quantize(z, codebook, 0.25, QuantizerConfig(normalize=False))
     assert torch.equal(codes, torch.cdist(z, codebook).argmin(1))
     torch.testing.assert_close(chosen, codebook[codes])
     (gradient,) = torch.autograd.grad(chosen.sum(), z, retain_graph=True)
@@ -111,18 +230,15 @@ def test_the_straight_through_gradient_passes_and_beta_pulls_the_encoder():
 
 def test_codes_of_length_one_are_found_without_normalising_the_latent():
     z, codebook = torch.randn(50, 8) * 5, torch.nn.functional.normalize(torch.randn(16, 8), dim=1)
-    assert torch.equal(nearest(z, codebook), quantize_for_training(z, codebook, 0.25, True)[1])
+    assert torch.equal(nearest(z, codebook), quantize(z, codebook, 0.25, QuantizerConfig())[1])
 
 
-def test_kmeans_finds_separate_clusters_and_dead_codes_move():
+def test_kmeans_finds_separate_clusters():
     generator = torch.Generator().manual_seed(0)
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     points = centres.repeat(40, 1) + 0.1 * torch.randn(120, 2, generator=generator)
     found = kmeans(points, 3, False, generator)
     assert torch.cdist(centres, found).min(1).values.max() < 1.0
-    codebook, counts = torch.full((4, 2), 99.0), torch.tensor([5, 0, 7, 0])
-    moved = restart_dead_codes(codebook, counts, points, False, generator)
-    assert moved.tolist() == [1, 3] and (codebook[[0, 2]] == 99).all() and (codebook[[1, 3]] < 50).all()
 
 
 def test_a_missing_thin_line_costs_more_than_the_same_error_spread_out():
@@ -140,25 +256,26 @@ def test_scores_of_known_cases():
     torch.testing.assert_close(ssim(a, a), torch.ones(2))
     assert (ssim(a, 1 - a) < 0).all()
     assert usage_of(np.array([3, 3, 0, 0])) == (0.5, pytest.approx(2.0))
-    scores = evaluate_tokenizer(VQGAN(SMALL.model), flat_pictures().held_out)
-    assert scores.keys() == {"psnr", "ssim", "code_usage", "code_perplexity", "pictures"} and scores["pictures"] == 8
+    scores = evaluate_tokenizer(VQGAN(small().model), flat_pictures().held_out)
+    assert scores.keys() >= {"psnr", "ssim", "code_usage", "code_perplexity", "pictures"} and scores["pictures"] == 8
+    assert json.dumps(scores)
 
 
 @pytest.mark.slow
 def test_compiled_gradients_equal_eager_ones_in_bfloat16():
     """Compiled F.interpolate once gave every level but the last a gradient of zero, and a net that hardly learned."""
     from lvm.runtime.machine import compile_problem
-    from tokenizer.train import forward_loss, new_state
 
     if compile_problem() is not None:
         pytest.skip(str(compile_problem()))
-    model = new_state(SMALL, torch.device("cpu")).model
+    config = small()
+    model = new_state(config, CPU).model
     batch = torch.from_numpy(flat_pictures().train[:4])
 
     def gradients(function):
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            function(model, batch, torch.tensor(0.0), SMALL)[0].backward()
+            function(model, batch, torch.tensor(0.0), config)[0].backward()
         return [p.grad for name, p in model.named_parameters() if name.startswith(("encoder.", "decoder."))]
 
     eager = gradients(forward_loss)
