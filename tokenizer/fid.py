@@ -4,7 +4,7 @@ Inception v3 (Szegedy et al. 2015) as converted from TensorFlow's inception-2015
 conversion differs from the published net. The weights are a local file in the layout of pytorch-fid; none are shipped.
 
     net = load_inception("pt_inception-2015-12-05-6726825d.pth")
-    ours, theirs = Moments(FEATURES), Moments(FEATURES)
+    ours, theirs = Moments(), Moments()
     ours.add(net(pixels)); theirs.add(net(again))           # float [n,3,y,x] in [0,1], any size
     frechet_distance(ours.mean, ours.covariance, theirs.mean, theirs.covariance)
 """
@@ -51,15 +51,17 @@ def frechet_distance(
 class Moments:
     """Mean and covariance of rows that come in pieces (Chan, Golub, LeVeque 1979), in float64."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self) -> None:
         self.count = 0
-        self.mean = np.zeros(width)
-        self._scatter = np.zeros((width, width))
+        self.mean = np.zeros(0)
+        self._scatter = np.zeros((0, 0))
 
     def add(self, rows: "Float[Tensor, 'n d']") -> None:
         if not len(rows):
             return
         piece = rows.detach().cpu().double().numpy()
+        if not self.count:
+            self.mean, self._scatter = np.zeros(piece.shape[1]), np.zeros((piece.shape[1], piece.shape[1]))
         centre = piece.mean(0)
         apart, total = centre - self.mean, self.count + len(piece)
         deviations = piece - centre

@@ -41,14 +41,14 @@ def test_the_distance_is_symmetric_turns_with_the_axes_and_is_zero_for_equal_set
 
 def test_moments_of_pieces_are_numpys_of_the_whole_far_from_zero_too():
     rows = RNG.normal(size=(101, 6)) @ RNG.normal(size=(6, 6)) + 1000
-    moments = Moments(6)
+    moments = Moments()
     for start, stop in ((0, 1), (1, 1), (1, 40), (40, 101)):
         moments.add(torch.from_numpy(rows[start:stop]))
     assert moments.count == 101
     np.testing.assert_allclose(moments.mean, rows.mean(0), rtol=1e-12)
     np.testing.assert_allclose(moments.covariance, np.cov(rows, rowvar=False), rtol=1e-9, atol=1e-9)
     with pytest.raises(TokenizerError, match="at least 2 pictures; there are 0"):
-        _ = Moments(6).covariance
+        _ = Moments().covariance
 
 
 @pytest.fixture(scope="module")

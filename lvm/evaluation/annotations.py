@@ -1,0 +1,177 @@
+"""What an annotation still says after a tokenizer: each kind is read back from the decoded picture and compared.
+
+`AnnotationJudge` is the callable that `tokenizer.evaluate` takes; below it, one function a kind.
+
+    segmentation, instance   miou             classes told apart by the nearest colour that this channel uses
+    depth                    depth_mae        of inverse depth, as a share of the drawn range; abs_rel where it is known
+    normal                   normal_degrees   angle between normals, mean over surfaces
+    edge                     edge_f1          within one pixel
+    box                      box_f1, box_iou  of the drawn lines; of the boxes read back from them
+    pose                     keypoint_error   distance of each drawn colour's centre, in pixels; keypoints_found
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lvm.evaluation.measures import (
+    MAX_PALETTE,
+    box_f1,
+    colours_from,
+    colours_of,
+    count_colours,
+    grow,
+    line_f1,
+    line_pixels,
+    miou,
+    nearest_colour,
+)
+from lvm.pictures import depth, normals
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, UInt8
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom; the last two exclusive
+
+LEAST_PART = 3  # pixels of a colour that count as a drawn part of a pose
+
+
+class AnnotationJudge:
+    """(channel, picture, decoded, photo) -> scores by name; {} for channels that are no annotations.
+
+    `depth_range` is the (near, far) that depth pictures were drawn between, where all share it.
+    """
+
+    def __init__(self, depth_range: tuple[float, float] | None = None) -> None:
+        self.depth_range = depth_range
+        self._pixels_of: dict[int, int] = {}  # the colours of all class maps so far
+
+    def __call__(
+        self,
+        channel: str,
+        picture: "UInt8[np.ndarray, 'y x 3']",
+        decoded: "UInt8[np.ndarray, 'y x 3']",
+        photo: "UInt8[np.ndarray, 'y x 3'] | None" = None,
+    ) -> dict[str, float]:
+        match channel:
+            case "segmentation":
+                return {"miou": miou(decoded, picture, self._palette(picture))}
+            case "instance":  # a colour means something in its own picture alone
+                return {"miou": miou(decoded, picture, colours_of(picture))}
+            case "depth":
+                return depth_errors(picture, decoded, self.depth_range)
+            case "normal":
+                return {"normal_degrees": normal_degrees(picture, decoded)}
+            case "edge":
+                return {"edge_f1": line_f1(decoded, picture)}
+            case "box" if photo is not None:
+                return {"box_f1": box_f1(decoded, picture, photo), "box_iou": box_iou(decoded, picture, photo)}
+            case "pose":
+                return keypoint_errors(picture, decoded)
+        return {}
+
+    def _palette(self, picture: "UInt8[np.ndarray, 'y x 3']") -> "UInt8[np.ndarray, 'k 3']":
+        """The colours of all class maps so far, this one included: a class is also told from those it does not show."""
+        for key, count in zip(*count_colours(picture)):
+            self._pixels_of[int(key)] = self._pixels_of.get(int(key), 0) + int(count)
+        common = sorted(self._pixels_of, key=lambda key: (-self._pixels_of[key], key))
+        return colours_from(np.array(common[:MAX_PALETTE]))
+
+
+def depth_errors(
+    picture: "UInt8[np.ndarray, 'y x 3']",
+    decoded: "UInt8[np.ndarray, 'y x 3']",
+    depth_range: tuple[float, float] | None = None,
+) -> dict[str, float]:
+    """Mean error of inverse depth as a share of its range, and |d - d'| / d for a known (near, far); both where the
+    picture is not black (unknown, or beyond far). NaN without such pixels."""
+    known = picture.any(-1)
+    if not known.any():
+        return {"depth_mae": float("nan")}
+    share = np.abs(picture.astype(np.float32).mean(-1) - decoded.astype(np.float32).mean(-1))[known].mean() / 255
+    found = {"depth_mae": float(share)}
+    if depth_range is not None:
+        true, read = depth.read(picture, *depth_range)[known], depth.read(decoded, *depth_range)[known]
+        found["abs_rel"] = float((np.abs(read - true) / true).mean())
+    return found
+
+
+def normal_degrees(picture: "UInt8[np.ndarray, 'y x 3']", decoded: "UInt8[np.ndarray, 'y x 3']") -> float:
+    """Mean angle in degrees over the pixels that show a surface; NaN where none does."""
+    surface = picture.any(-1)
+    if not surface.any():
+        return float("nan")
+    cosines = (normals.read(picture)[surface] * normals.read(decoded)[surface]).sum(-1)
+    return float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).mean())
+
+
+def pieces(mask: "Bool[np.ndarray, 'y x']") -> list[Box]:
+    """Bounding boxes of the connected pieces of a mask (eight neighbours; gaps of two pixels count as closed)."""
+    waiting = {(y, x) for y, x in np.argwhere(grow(mask)).tolist()}
+    found = []
+    while waiting:
+        edge = [waiting.pop()]
+        piece = list(edge)
+        while edge:
+            y, x = edge.pop()
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & waiting
+            waiting -= near
+            edge.extend(near)
+            piece.extend(near)
+        ys, xs = np.array([place for place in piece if mask[place]]).T
+        found.append((int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1))
+    return sorted(found)
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes."""
+    width = max(0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return width * height / (sum(areas) - width * height)
+
+
+def box_iou(
+    decoded: "UInt8[np.ndarray, 'y x 3']", picture: "UInt8[np.ndarray, 'y x 3']", photo: "UInt8[np.ndarray, 'y x 3']"
+) -> float:
+    """Mean over the boxes of `picture` of the IoU with the one matched to it in `decoded`, 0 where none is left.
+
+    Both are read back alike: pixels of the line's colour, connected pieces, their bounding boxes (boxes whose lines
+    touch are one). Matched from the best pair down. NaN without boxes.
+    """
+    found, true = (pieces(mask) for mask in line_pixels(decoded, picture, photo))
+    if not true:
+        return float("nan")
+    pairs = sorted(((iou(a, b), i, j) for i, a in enumerate(true) for j, b in enumerate(found)), reverse=True)
+    total, taken_true, taken_found = 0.0, set[int](), set[int]()
+    for value, i, j in pairs:
+        if i not in taken_true and j not in taken_found:
+            total += value
+            taken_true.add(i)
+            taken_found.add(j)
+    return total / len(true)
+
+
+def keypoint_errors(picture: "UInt8[np.ndarray, 'y x 3']", decoded: "UInt8[np.ndarray, 'y x 3']") -> "dict[str, float]":
+    """Of a skeleton whose joints and limbs have a flat colour each, on a ground of the most common colour: the mean
+    distance in pixels between each colour's centre before and after, and the share of colours that are still there.
+
+    A decoded pixel has the nearest of the picture's colours. NaN without a drawing.
+    """
+    palette = colours_of(picture)
+    true, read = nearest_colour(picture, palette), nearest_colour(decoded, palette)
+    distances, parts = [], 0
+    for k in range(1, len(palette)):  # 0 is the ground
+        if (true == k).sum() < LEAST_PART:
+            continue
+        parts += 1
+        if (read == k).any():
+            distances.append(np.linalg.norm(_centre(read == k) - _centre(true == k)))
+    if not parts:
+        return {"keypoint_error": float("nan"), "keypoints_found": float("nan")}
+    error = float(np.mean(distances)) if distances else float("nan")
+    return {"keypoint_error": error, "keypoints_found": len(distances) / parts}
+
+
+def _centre(mask: "Bool[np.ndarray, 'y x']") -> "Float[np.ndarray, '2']":
+    return np.argwhere(mask).mean(0)
