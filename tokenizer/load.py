@@ -1,11 +1,12 @@
 """Weights in and out: the published folder, a taming `.ckpt` with its YAML, our own folder. No file's code is run."""
 
 import dataclasses
+import functools
 import json
 import os
 import pickle
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +45,56 @@ def load(path_or_name: str | os.PathLike[str]) -> VQGAN:
     return with_weights(config, read_tensors(file), file)
 
 
-WEIGHT_FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.safetensors",
+    "pytorch_model.bin",
+)
+OURS_ALONE = ("input_range", "grid", "norm_groups")  # keys of config.json that the published class does not take
 
 
 def save(vq: VQGAN, path: str | os.PathLike[str], dtype: torch.dtype) -> None:
-    """See `VQGAN.save_pretrained`. Each file is complete or absent; the weights come last."""
-    folder = Path(path)
+    """See `VQGAN.save_pretrained`."""
+    config = dataclasses.asdict(vq.config) | {"grid": vq.config.code_grid}
+    write = functools.partial(save_file, metadata={"format": "pt"})
+    _write_folder(Path(path), config, vq, dtype, "model.safetensors", write)
+
+
+def save_for_reference(vq: VQGAN, path: str | os.PathLike[str], dtype: torch.dtype) -> None:
+    """See `VQGAN.save_pretrained`."""
+    c = vq.config
+    rows, columns = c.code_grid
+    sides = [c.resolution // 2**level for level in range(len(c.channel_mult))]
+    cannot = {
+        f"input_range {list(c.input_range)} (it feeds [0, 1])": c.input_range != (0.0, 1.0),
+        f"norm_groups {c.norm_groups} (it has 32)": c.norm_groups != 32,
+        f"grid {rows} x {columns} (it decodes square ones)": rows != columns,
+        "attention on levels of one block (it leaves that out)": (
+            c.num_res_blocks == 1 and bool(set(c.attn_resolutions) & set(sides))
+        ),
+    }
+    for what, applies in cannot.items():
+        if applies:
+            raise TokenizerError(f"the reference's code cannot compute {what}; save without for_reference")
+    config = {key: value for key, value in dataclasses.asdict(c).items() if key not in OURS_ALONE}
+    for other in WEIGHT_FILES[: WEIGHT_FILES.index("pytorch_model.bin")]:
+        if (Path(path) / other).exists():
+            raise TokenizerError(f"{path} holds {other}, which would be read first; save into another folder")
+    _write_folder(Path(path), config, vq, dtype, "pytorch_model.bin", torch.save)
+
+
+def _write_folder(
+    folder: Path, config: dict[str, Any], vq: VQGAN, dtype: torch.dtype, file: str, write: Callable[..., object]
+) -> None:
+    """Each file is complete or absent; the weights come last."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"_class_name": "VQGANModel", "_version": "0.0.1"} | dataclasses.asdict(vq.config)
-    config["grid"] = vq.config.code_grid
+    config = {"_class_name": "VQGANModel", "_version": "0.0.1"} | config
     tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in vq.state_dict().items()}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".tmp-") as aside:
         (Path(aside) / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        save_file(tensors, Path(aside) / "model.safetensors", metadata={"format": "pt"})
-        for name in ("config.json", "model.safetensors"):
+        write(tensors, Path(aside) / file)
+        for name in ("config.json", file):
             (Path(aside) / name).chmod(0o644)  # safetensors writes 0600
             os.replace(Path(aside) / name, folder / name)
 
@@ -139,13 +176,23 @@ def _as_type_of(default: Any, value: Any, where: str) -> Any:
     raise TokenizerError(f"{where} is {value!r}; it must be like {default if default is not None else [6, 6]!r}")
 
 
+# Lightning's checkpoints of taming's time name this class (as the key of its state), so they would be refused; an
+# empty class read in its place runs nothing of theirs.
+NAMED_IN_CHECKPOINTS = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
+
+
+class Ignored:
+    """Stands for a class in a checkpoint that has nothing to do with weights."""
+
+
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """The state dict in a file, without what only training used (`loss.*`)."""
     try:
         if file.suffix == ".safetensors":
             tensors: Any = load_file(file)
         else:
-            tensors = torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([(Ignored, name) for name in NAMED_IN_CHECKPOINTS]):
+                tensors = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), str(error))
         raise TokenizerError(f"{file} holds more than tensors and was not opened: {reason.strip()[:200]}") from None

@@ -8,12 +8,14 @@ The defaults of `VQGANConfig` are LVM's second tokenizer (277 tensors, 146,244,6
     vq.decode(codes)               # -> float [n,3,y,x] in [0,1]
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import math
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -95,6 +97,23 @@ class VQGANConfig:
     def code_grid(self) -> tuple[int, int]:
         side = self.resolution // self.factor
         return self.grid or (side, side)
+
+
+# Published nets by name, to build untrained (`VQGAN(PRESETS["lvm-f16-8192"])`) or to compare a checkpoint with.
+TAMING = VQGANConfig(
+    channel_mult=(1, 1, 2, 2, 4),
+    attn_resolutions=(16,),
+    no_attn_mid_block=False,
+    z_channels=256,
+    quantized_embed_dim=256,
+    num_embeddings=1024,
+    input_range=(-1.0, 1.0),
+)
+PRESETS = {
+    "lvm-f16-8192": VQGANConfig(),  # LVM 2024 and open-muse: the same architecture
+    "taming-f16-1024": TAMING,  # Esser et al. 2021, both trained on ImageNet
+    "taming-f16-16384": dataclasses.replace(TAMING, num_embeddings=16384),
+}
 
 
 def group_norm(width: int, config: VQGANConfig) -> nn.GroupNorm:
@@ -258,11 +277,21 @@ class VQGAN(nn.Module):
 
         return load(path_or_name)
 
-    def save_pretrained(self, path: "str | os.PathLike[str]", dtype: torch.dtype = torch.float32) -> None:
-        """Write `config.json` and `model.safetensors` into the folder `path`; float16 is computed in float32 again."""
-        from tokenizer.load import save
+    def save_pretrained(
+        self, path: "str | os.PathLike[str]", dtype: torch.dtype = torch.float32, for_reference: bool = False
+    ) -> None:
+        """Write `config.json` and `model.safetensors` into the folder `path`; float16 is computed in float32 again.
 
-        save(self, path, dtype)
+        `for_reference` writes what LVM's and open-muse's code opens: their configuration keys alone, and the state
+        dict as `pytorch_model.bin`, the one weight file it looks for. A TokenizerError where it would compute another
+        net: another input range or number of groups, a grid that is not square, attention on levels of one block.
+        """
+        from tokenizer.load import save, save_for_reference
+
+        if for_reference:
+            save_for_reference(self, path, dtype)
+        else:
+            save(self, path, dtype)
 
     @property
     def tokens_per_picture(self) -> int:
@@ -299,8 +328,9 @@ class VQGAN(nn.Module):
     def encode(self, pixels: "Float[Tensor, 'n c y x']") -> "Int[Tensor, 'n t']":
         """Codes, row-major. Any size that divides by `config.factor`; else, or outside [0,1], a TokenizerError."""
         _check_pixels(pixels, self.config)
-        latents = self.latents(pixels.to(self.quant_conv.weight.dtype))
-        codes = self.quantize.nearest(rearrange(latents, "n d h w -> (n h w) d"))
+        with full_float32():
+            latents = self.latents(pixels.to(self.quant_conv.weight.dtype))
+            codes = self.quantize.nearest(rearrange(latents, "n d h w -> (n h w) d"))
         return rearrange(codes, "(n t) -> n t", n=len(pixels))
 
     @torch.no_grad()
@@ -317,7 +347,20 @@ class VQGAN(nn.Module):
                     f"code {bad} is outside 0..{self.config.num_embeddings - 1}, the codes of this tokenizer"
                 )
         latents = rearrange(self.quantize.lookup(codes.long()), "n (h w) d -> n d h w", h=rows, w=columns)
-        return self.pixels(latents).float().clamp(0.0, 1.0)
+        with full_float32():
+            return self.pixels(latents).float().clamp(0.0, 1.0)
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """No TF32 within: a GPU's float32 convolutions use it by default, and codes would differ from the reference's."""
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, convolution.allow_tf32
+    matmul.allow_tf32 = convolution.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, convolution.allow_tf32 = before
 
 
 def choose_grid(
