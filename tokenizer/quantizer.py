@@ -156,12 +156,6 @@ def entropy_penalty(logits: "Float[Tensor, 'n k']") -> "Float[Tensor, '']":
     return torch.special.entr(mean).sum().neg() - (shares * log_shares).sum(1).mean()
 
 
-def quantize_for_training(
-    latents: "Float[Tensor, 'n d']", codebook: "Float[Tensor, 'k d']", commitment_cost: float, normalize: bool
-) -> "tuple[Float[Tensor, 'n d'], Int64[Tensor, 'n'], Float[Tensor, '']]":
-    return quantize(latents, codebook, commitment_cost, QuantizerConfig(normalize=normalize))
-
-
 class CodebookKeeper:
     """What happens to a codebook outside the gradient: k-means start, running means, codes of length one, revival.
 
@@ -296,23 +290,6 @@ def kmeans(
         if normalize:
             centres = F.normalize(centres, dim=1)
     return centres
-
-
-@torch.no_grad()
-def restart_dead_codes(
-    codebook: "Float[Tensor, 'k d']",
-    counts: "Int64[Tensor, 'k']",
-    latents: "Float[Tensor, 'n d']",
-    normalize: bool,
-    generator: torch.Generator,
-    least: float = 1.0,
-) -> "Int64[Tensor, 'm']":
-    """Move each code drawn fewer than `least` times onto a random latent, in place; returns the moved codes."""
-    dead = torch.nonzero(counts < least).squeeze(1)
-    if len(dead):
-        fresh = latents[_draw(len(latents), len(dead), generator)].float()
-        codebook[dead] = (F.normalize(fresh, dim=1) if normalize else fresh).to(codebook.dtype)
-    return dead
 
 
 def _draw(n: int, size: int, generator: torch.Generator) -> "Int64[Tensor, 'size']":
