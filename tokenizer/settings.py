@@ -79,6 +79,10 @@ class TrainConfig:
                 f"discriminator.num_layers {self.discriminator.num_layers} takes pictures of {least} pixels and more, "
                 f"not {self.crop or side}; use fewer layers"
             )
+        if self.loss.perceptual > 0 and (self.crop or side) < 16:
+            raise TokenizerError(
+                f"loss.perceptual takes pictures of 16 pixels and more, not {self.crop or side}; use 0 for it"
+            )
         if not 0 <= self.full_size_share <= 1:
             raise TokenizerError(f"full_size_share is {self.full_size_share:g}; it is a share of the schedule, 0 to 1")
 

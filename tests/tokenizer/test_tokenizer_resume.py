@@ -21,7 +21,7 @@ HEARD = {"start_step": 8, "ramp_steps": 8}
 # Kills before, inside and after the ramp of steps 8..16; saves every second step, in the background.
 KILLS = (5, 13, 21)
 CHANGES = {
-    "steps": 26, "log_every_steps": 2, "save_every_minutes": 0, "loss": {"adversarial": 0.5, "perceptual": 0.2},
+    "steps": 26, "log_every_steps": 2, "save_every_minutes": 0, "loss": {"adversarial": 0.5},
     "discriminator": HEARD, "crop": 8, "flip": True, "full_size_share": 0.3, "usage_floor": 0.0,
 }  # fmt: skip
 
