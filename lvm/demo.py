@@ -21,6 +21,7 @@ from lvm.evaluation.report import number, write_report
 from lvm.evaluation.sheet import report_sheet
 from lvm.evaluation.suite import Evaluation, evaluate_prompts
 from lvm.evaluation.tasks import Task, tasks_of
+from lvm.inference.prompter import check_pair
 from lvm.model import LVMConfig
 from lvm.runtime import UserError, build, read_json
 from lvm.runtime.config_files import load_config
@@ -154,13 +155,8 @@ def checked_config(overrides: Sequence[str], vq: VQGAN) -> dict[str, Any]:
     build(TrainerConfig, config["trainer"], "trainer")
     build(OptimConfig, config["optim"], "optim")
     model = build(LVMConfig, config["model"], "model")
-    wanted, found = (model.num_codes, model.tokens_per_picture), (vq.config.num_embeddings, vq.tokens_per_picture)
-    if wanted != found:
-        raise UserError(
-            f"the model is made for {wanted[0]} codes and {wanted[1]} tokens a picture, the tokenizer has {found[0]} "
-            f"and {found[1]}: they do not belong together; another tokenizer, or model.num_codes={found[0]} "
-            f"model.tokens_per_picture={found[1]}"
-        )
+    codes, tokens = vq.config.num_embeddings, vq.tokens_per_picture
+    check_pair(model, vq, remedy=f"use another tokenizer, or model.num_codes={codes} model.tokens_per_picture={tokens}")
     return config
 
 

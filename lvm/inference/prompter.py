@@ -48,7 +48,13 @@ class Answer:
         return scores
 
 
-def check_pair(config: LVMConfig, vq: VQGAN, model: str = "the model", tokenizer: str = "the tokenizer") -> None:
+def check_pair(
+    config: LVMConfig,
+    vq: VQGAN,
+    model: str = "the model",
+    tokenizer: str = "the tokenizer",
+    remedy: str = "use the tokenizer the model was trained with",
+) -> None:
     """Raise `UserError` where the model's codes are not the tokenizer's. What an imported model does not say passes."""
     if config.num_codes != vq.config.num_embeddings:
         wrong = f"{model} has {config.num_codes} codes, {tokenizer} has {vq.config.num_embeddings}"
@@ -61,7 +67,7 @@ def check_pair(config: LVMConfig, vq: VQGAN, model: str = "the model", tokenizer
         )
     else:
         return
-    raise UserError(f"{wrong}: they do not belong together; use the tokenizer the model was trained with")
+    raise UserError(f"{wrong}: they do not belong together; {remedy}")
 
 
 def move_window(num_pictures: int, room: int, tuple_size: int) -> int:

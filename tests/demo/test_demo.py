@@ -221,7 +221,7 @@ def test_a_mended_folder_goes_on_under_the_same_name(tokenizer, tmp_path, capsys
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["model.num_codes=64"], "64 codes.* has 32 .*do not belong together"),
+        (["model.num_codes=64"], "64 codes.* has 32.*do not belong together"),
         (["trainer.max_stepz=4"], "max_steps"),
         (["optim.lr=-1"], "above 0"),
         (["--tokenizer", "nothing"], "neither a folder"),
