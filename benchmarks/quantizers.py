@@ -1,9 +1,10 @@
 """Quantizers trained for equal time: python -m benchmarks.quantizers [minutes=10 json=FILE key=value ...]
 
 Each trains the net of configs/tokenizer/world_48.yaml from the same weights on the same pictures for `minutes` of
-training time (reading and judging left out, compiling from a warm cache), learning rate and revival following the clock; each is judged
-by its final averaged weights on the same held-out pictures. `pictures` as in tokenizer.train; `config.KEY=VALUE`
-changes the training's configuration, e.g. config.batch_size=16. Run it on a machine with nothing else to do.
+training time (reading and judging left out, compiling from a warm cache); learning rate and revival follow the clock.
+Each is judged by its final averaged weights on the same held-out pictures. `pictures` as in tokenizer.train, `only` is
+a list of names with ; between them, and `config.KEY=VALUE` changes the training's configuration, e.g.
+config.batch_size=16. Run it on a machine with nothing else to do.
 """
 
 import dataclasses
