@@ -156,7 +156,7 @@ def _from_source(
     from lvm.sources import BrokenItem, open_source
     from lvm.sources.reading import Read, read_units
 
-    # Of a bare folder what lies in it; pictures derived from others (grey, noisy) are left to a source that asks for them.
+    # Of a bare folder what lies in it; grey or noisy copies of its pictures are left to a source that asks for them.
     folder = Path(where).expanduser()
     source = open_source({"kind": "pictures", "path": str(folder), "derived": []} if folder.is_dir() else where)
     units = [int(unit) for unit in np.argsort(hash64(0, np.arange(len(source))))]
