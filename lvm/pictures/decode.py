@@ -46,7 +46,7 @@ def decode(
 
     `file` is a path or the file's bytes. Raises `PictureError`.
     """
-    return shrink(load(file, max_pixels), size, resize)
+    return shrink(load(file, max_pixels), size, resize, _name(file))
 
 
 def decode_labels(
@@ -96,15 +96,15 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as 8-bit RGB; transparency over white, 16-bit gray scaled by 1/257."""
+def to_rgb(image: Image.Image, name: str = "picture") -> Image.Image:
+    """Any mode as 8-bit RGB; transparency over white, 16-bit gray scaled by 1/257. `name` is for `PictureError`."""
     if image.mode == "RGB":
         return image
     if image.mode in DEEP_MODES:
         gray = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         return Image.fromarray(np.rint(gray / 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise PictureError(str(getattr(image, "filename", "picture")), "holds floating-point values, not a picture")
+        raise PictureError(name, "holds floating-point values, not a picture")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -121,8 +121,10 @@ def cut(image: Image.Image, resize: Resize) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def shrink(image: Image.Image, size: int, resize: Resize = "squash") -> "UInt8[np.ndarray, 'size size 3']":
-    return np.asarray(cut(to_rgb(image), resize).resize((size, size), Image.Resampling.BICUBIC))
+def shrink(
+    image: Image.Image, size: int, resize: Resize = "squash", name: str = "picture"
+) -> "UInt8[np.ndarray, 'size size 3']":
+    return np.asarray(cut(to_rgb(image, name), resize).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def shrink_labels(
@@ -136,8 +138,10 @@ def shrink_labels(
     return (labels != 0).astype(np.int64) if binary else labels
 
 
-def shrink_lines(image: Image.Image, size: int, resize: Resize = "squash") -> "UInt8[np.ndarray, 'size size 3']":
+def shrink_lines(
+    image: Image.Image, size: int, resize: Resize = "squash", name: str = "line drawing"
+) -> "UInt8[np.ndarray, 'size size 3']":
     """Bright lines on black: each pixel is the maximum over the cell it covers, where averaging would fade them."""
-    lines = np.asarray(cut(to_rgb(image), resize))
+    lines = np.asarray(cut(to_rgb(image, name), resize))
     rows, columns = (np.arange(size) * side // size for side in lines.shape[:2])
     return np.maximum.reduceat(np.maximum.reduceat(lines, rows, axis=0), columns, axis=1)

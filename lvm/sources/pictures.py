@@ -257,11 +257,11 @@ def draw_annotation(
     if channel == "depth" and image.mode in decode.DEEP_MODES:
         return _draw_depth(np.asarray(decode.cut(image, resize).resize((size, size), Image.Resampling.NEAREST)))
     if channel == "edge":
-        return decode.shrink_lines(image, size, resize)
+        return decode.shrink_lines(image, size, resize, str(file))
     if channel in ("segmentation", "instance", "box"):  # colours that mean something must not be mixed
-        rgb = decode.cut(decode.to_rgb(image), resize)
+        rgb = decode.cut(decode.to_rgb(image, str(file)), resize)
         return np.asarray(rgb.resize((size, size), Image.Resampling.NEAREST))
-    return decode.shrink(image, size, resize)
+    return decode.shrink(image, size, resize, str(file))
 
 
 def _draw_depth(depths: "np.ndarray") -> "UInt8[np.ndarray, 'y x 3']":
@@ -346,7 +346,7 @@ class PicturesSource:
         drawn: dict[str, list[np.ndarray]] = {channel: [] for channel in unit.channels}
         for n, path in enumerate(unit.channels["image"]):
             picture = decode.load(self.root / path, self.config.max_pixels)
-            drawn["image"].append(decode.shrink(picture, size, self.resize))
+            drawn["image"].append(decode.shrink(picture, size, self.resize, str(self.root / path)))
             for channel, files in unit.channels.items():
                 if channel == "image":
                     continue
