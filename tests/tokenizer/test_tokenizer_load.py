@@ -1,10 +1,14 @@
 """Weights go out and come back; what does not fit is refused by name, and nothing in a file is executed."""
 
+import dataclasses
 import json
 import pickle
+import sys
+import types
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tokenizer import VQGAN, TokenizerError, VQGANConfig, pretrained_names
 
@@ -12,6 +16,23 @@ SMALL = VQGANConfig(
     hidden_channels=32, channel_mult=(1, 2), num_res_blocks=1, z_channels=4, quantized_embed_dim=4, num_embeddings=32,
     resolution=16, norm_groups=32, no_attn_mid_block=False,
 )  # fmt: skip
+PUBLISHED_KEYS = {  # what the reference's class takes: `config.json` of its weights
+    "attn_resolutions", "channel_mult", "commitment_cost", "dropout", "hidden_channels", "no_attn_mid_block",
+    "num_channels", "num_embeddings", "num_res_blocks", "quantized_embed_dim", "resample_with_conv", "resolution",
+    "z_channels",
+}  # fmt: skip
+TAMING_YAML = """
+model:
+  base_learning_rate: 4.5e-6
+  target: taming.models.vqgan.VQModel
+  params:
+    embed_dim: 4
+    n_embed: 32
+    ddconfig:
+      {double_z: false, z_channels: 4, resolution: 16, in_channels: 3, out_ch: 3, ch: 32, ch_mult: [1, 2],
+       num_res_blocks: 1, attn_resolutions: [], dropout: 0.0}
+    lossconfig: {target: taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator}
+"""
 
 
 @pytest.fixture
@@ -62,10 +83,7 @@ def test_a_taming_checkpoint_loads_with_its_yaml_and_without_its_loss(saved, tmp
     vq, _ = saved
     state = dict(vq.state_dict()) | {"loss.discriminator.main.0.weight": torch.zeros(3)}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt")
-    net = "{double_z: false, z_channels: 4, resolution: 16, in_channels: 3, out_ch: 3, ch: 32, ch_mult: [1, 2], "
-    net += "num_res_blocks: 1, attn_resolutions: [], dropout: 0.0}"
-    text = f"model:\n  target: taming.models.vqgan.VQModel\n  params: {{embed_dim: 4, n_embed: 32, ddconfig: {net}}}\n"
-    (tmp_path / "last.yaml").write_text(text)
+    (tmp_path / "last.yaml").write_text(TAMING_YAML)
     loaded = VQGAN.from_pretrained(tmp_path / "last.ckpt")
     assert loaded.config.input_range == (-1.0, 1.0)
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), vq.state_dict().values()))
@@ -93,6 +111,64 @@ def test_tensors_that_do_not_fit_are_named_with_both_shapes(saved, change, messa
     torch.save(state, folder / "pytorch_model.bin")
     with pytest.raises(TokenizerError, match=message):
         VQGAN.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.safetensors"])
+def test_an_open_muse_folder_of_thirteen_keys_loads(saved, tmp_path, name):
+    vq, _ = saved
+    config = {key: value for key, value in dataclasses.asdict(SMALL).items() if key in PUBLISHED_KEYS}
+    (tmp_path / "muse").mkdir()
+    named = {"_class_name": "VQGANModel", "_version": "0.0.1", "_name_or_path": "somewhere"}
+    (tmp_path / "muse" / "config.json").write_text(json.dumps(config | named))
+    write = torch.save if name.endswith(".bin") else save_file
+    write(vq.state_dict(), tmp_path / "muse" / name)
+    assert VQGAN.from_pretrained(tmp_path / "muse").fingerprint == vq.fingerprint
+
+
+def test_saved_for_the_reference_is_what_its_code_opens(saved, tmp_path):
+    vq = VQGAN(dataclasses.replace(SMALL, norm_groups=32)).eval()
+    vq.save_pretrained(tmp_path / "for", for_reference=True)
+    values = json.loads((tmp_path / "for" / "config.json").read_text())
+    assert {key for key in values if not key.startswith("_")} == PUBLISHED_KEYS
+    assert values["_class_name"] == "VQGANModel" and values["channel_mult"] == [1, 2]
+    state = torch.load(tmp_path / "for" / "pytorch_model.bin", weights_only=True)
+    assert state.keys() == vq.state_dict().keys()
+    assert sorted(f.name for f in (tmp_path / "for").iterdir()) == ["config.json", "pytorch_model.bin"]
+    assert VQGAN.from_pretrained(tmp_path / "for").fingerprint == vq.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"norm_groups": 16}, "norm_groups 16"),
+        ({"input_range": (-1.0, 1.0)}, r"input_range \[-1.0, 1.0\]"),
+        ({"grid": (4, 16)}, "grid 4 x 16"),
+        ({"attn_resolutions": (8,)}, "attention on levels of one block"),
+    ],
+)
+def test_what_the_reference_would_compute_differently_is_not_saved_for_it(tmp_path, changed, message):
+    with pytest.raises(TokenizerError, match=message):
+        VQGAN(dataclasses.replace(SMALL, **changed)).save_pretrained(tmp_path / "for", for_reference=True)
+    assert not (tmp_path / "for").exists()
+
+
+def test_a_folder_never_holds_two_sets_of_weights_of_which_the_wrong_one_is_read(saved):
+    vq, folder = saved
+    with pytest.raises(TokenizerError, match=r"holds model\.safetensors, which would be read first"):
+        vq.save_pretrained(folder, for_reference=True)
+
+
+def test_a_checkpoint_of_an_old_lightning_loads_though_it_names_a_class(saved, tmp_path, monkeypatch):
+    """taming's own files do: the state of its callbacks is kept under the callback's class."""
+    vq, _ = saved
+    modules = ["pytorch_lightning", "pytorch_lightning.callbacks", "pytorch_lightning.callbacks.model_checkpoint"]
+    for name in modules:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    callback = type("ModelCheckpoint", (), {"__module__": modules[-1]})
+    sys.modules[modules[-1]].ModelCheckpoint = callback
+    torch.save({"state_dict": vq.state_dict(), "callbacks": {callback: {"best": 1}}}, tmp_path / "last.ckpt")
+    (tmp_path / "last.yaml").write_text(TAMING_YAML)
+    assert VQGAN.from_pretrained(tmp_path / "last.ckpt").config.num_embeddings == 32
 
 
 class Bomb:
