@@ -12,10 +12,11 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from einops import rearrange
@@ -87,6 +88,26 @@ class TrainingPictures:
         for row in np.linspace(0, len(self.train) - 1, 64).astype(np.int64):
             digest.update(self.train[row].tobytes())
         return digest.hexdigest()
+
+
+class OneAhead:
+    """`function`, which computes its next value in a thread while the caller is busy with this one."""
+
+    def __init__(self, function: Callable[..., np.ndarray]):
+        self._function = function
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batch")
+        self._arguments: tuple[Any, ...] | None = None
+        self._value: Future[np.ndarray] | None = None
+
+    def __call__(self, arguments: tuple[Any, ...], following: tuple[Any, ...]) -> np.ndarray:
+        """The value of `arguments`; `following` are likely the next ones (a wrong guess costs time alone)."""
+        guessed = self._value is not None and self._arguments == arguments
+        value = self._value.result() if guessed and self._value is not None else self._function(*arguments)
+        self._arguments, self._value = following, self._pool.submit(self._function, *following)
+        return value
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 def read_pictures(

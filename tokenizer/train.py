@@ -40,7 +40,7 @@ from tokenizer.bulk import BulkEncoder, bf16_pays
 from tokenizer.evaluate import decibels, squared_errors, usage_of
 from tokenizer.journal import Journal
 from tokenizer.model import VQGAN
-from tokenizer.pictures import TrainingPictures, read_pictures, save_sheet, shared_between_ranks
+from tokenizer.pictures import OneAhead, TrainingPictures, read_pictures, save_sheet, shared_between_ranks
 from tokenizer.settings import TrainConfig, adversarial_weight, crop_of, micro_batches, progress_of, schedule
 from tokenizer.training import (
     Objective,
@@ -106,6 +106,7 @@ def train(
         if ranks.is_main:
             log = stack.enter_context(closing(MetricsLog(out / "metrics", state.step, config.wandb)))
         journal = Journal(config, state, ranks, log, say)
+        batches = stack.enter_context(closing(OneAhead(pictures.batch)))
         objective = Objective(config, state, device, compiled)
         started = config.init_from is not None or state.step > config.quantizer.continuous_steps
         quantized = torch.tensor(float(started), device=device)
@@ -131,8 +132,11 @@ def train(
             adversarial = adversarial_weight(config, state.step)
             latents: Tensor | None = None
             for number in range(num_micro):
-                part = (number * ranks.world_size + ranks.rank, num_micro * ranks.world_size)
-                batch = pictures.batch(config.seed, state.step, config.batch_size, part, crop, config.flip)
+                now, following = (
+                    batch_arguments(config, ranks, *divmod(state.step * num_micro + i, num_micro), num_micro, crop)
+                    for i in (number, number + 1)
+                )
+                batch = batches(now, following)
                 figures, codes, latents = objective.backward(
                     torch.from_numpy(batch).to(device, non_blocking=True), quantized, 1 / num_micro, adversarial
                 )
@@ -144,8 +148,8 @@ def train(
             if started:
                 assert latents is not None
                 generator = torch.Generator().manual_seed(seed_from("restart", config.seed, state.step))
-                now = progress_of(config, state.step, state.seconds)
-                revived = state.keeper.tend(state.step, generator, latents, now)
+                after = progress_of(config, state.step, state.seconds)
+                revived = state.keeper.tend(state.step, generator, latents, after)
                 update_average(state, config.ema_decay)
                 if len(revived):
                     reset_revived(state, revived)
@@ -172,6 +176,14 @@ def train(
             say(f"finished: {out / 'tokenizer'} after {state.step} steps, {state.seconds / 60:.1f} minutes")
         ranks.barrier()
         return TrainResult(state.step, VQGAN.from_pretrained(out / "tokenizer"))
+
+
+def batch_arguments(
+    config: TrainConfig, ranks: Distributed, step: int, number: int, num_micro: int, crop: int | None
+) -> tuple[Any, ...]:
+    """Of `TrainingPictures.batch`, for micro-batch `number` of a step on this rank."""
+    part = (number * ranks.world_size + ranks.rank, num_micro * ranks.world_size)
+    return config.seed, step, config.batch_size, part, crop, config.flip
 
 
 def make_step(state: TrainState, config: TrainConfig, share: float, judged: bool, journal: Journal) -> None:
