@@ -1,22 +1,30 @@
-"""Pictures to codes: lvm bench tokenize [tokenizer=NAME_OR_PATH pictures=256 batch_size=64 rounds=5 compile=auto]
+"""Pictures to codes and back: lvm bench tokenize [net=NAME_OR_PATH pictures=256 batch_size=64 rounds=5 compile=auto]
 
 Ours: `BulkEncoder`, as `lvm tokenize` uses it (bf16 where the device has units for it, channels_last, compiled where
-that is possible). The alternative: `VQGAN.encode` in eager float32 and NCHW, the same pictures in the same batches.
-Limit: the encoder's FLOPs at the speed of a matrix product. Uncompiled and compiled work is the same net.
+that is possible). The alternative: the reference's way, eager float32 and NCHW, in the best batch of 1 to 8, chosen by
+measuring each first. Limit: the net's FLOPs at the speed of a matrix product. `ours`, `alternative`, `ratio` and
+`limit` are of encoding; `decode` holds the same four for decoding.
+
+    lvm bench tokenize net=lvm-f16-8192 pictures=8 batch_size=8 rounds=2    # the published net: ten minutes on one core
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from lvm.commands import bench
 from lvm.commands.bench import choose_device, matmul_peak, measured, result, seconds_of, table, take_turns
-from lvm.runtime.machine import compile_problem
+from lvm.runtime.machine import compile_problem, set_threads
 from tokenizer import VQGAN, BulkEncoder, VQGANConfig, pretrained_names
+from tokenizer.model import PRESETS, Upsample
 
 # The demo's tokenizer (configs/tokenizer/world_48.yaml); speed does not depend on its weights.
 DEMO = VQGANConfig(
@@ -29,24 +37,29 @@ DEMO = VQGANConfig(
     resolution=48,
     norm_groups=4,
 )
+THEIR_BATCHES = (1, 2, 4, 8)
+LEAST_SQUARE = 1e-6  # of a PSNR's error: equal pictures have 108 dB
 
 
 @dataclass(frozen=True)
 class Options:
-    tokenizer: str = ""  # a name or folder; "": the shipped one, or an untrained net of its sizes
+    net: str = ""  # shipped name, folder, .ckpt or preset (untrained); "": the shipped one or an untrained one like it
     pictures: int = 256  # in a round
-    batch_size: int = 64
+    batch_size: int = 64  # of ours
     rounds: int = 5
     compile: Literal["auto"] | bool = "auto"
+    precision: Literal["auto", "bf16", "exact"] = "auto"  # of ours
+    threads: int = 0  # of the CPU; 0: as torch has it
     device: str = "auto"
 
 
-def load(name: str) -> VQGAN:
+def load(name: str) -> tuple[VQGAN, bool]:
+    """The net, and whether it was trained."""
     names = pretrained_names()
-    if name or names:
-        return VQGAN.from_pretrained(name or names[0])
-    torch.manual_seed(0)
-    return VQGAN(DEMO).eval()
+    if name in PRESETS or not (name or names):
+        torch.manual_seed(0)
+        return VQGAN(PRESETS.get(name, DEMO)).eval(), False
+    return VQGAN.from_pretrained(name or names[0]), True
 
 
 def make_pictures(number: int, size: tuple[int, int]) -> np.ndarray:
@@ -58,54 +71,165 @@ def make_pictures(number: int, size: tuple[int, int]) -> np.ndarray:
     return np.clip(pixels + random.normal(0, 8, pixels.shape), 0, 255).astype(np.uint8)
 
 
-def eager(vq: VQGAN, pictures: np.ndarray, batch_size: int) -> torch.Tensor:
-    """Codes [n, t] in eager float32."""
+# The alternative.
+
+
+class NearestUpsample(Upsample):
+    """As the reference has it: our own leaves NCHW."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2.0)
+        return x if self.conv is None else self.conv(x)
+
+
+def as_the_reference(vq: VQGAN) -> VQGAN:
+    net = copy.deepcopy(vq)
+    for module in net.modules():
+        if isinstance(module, Upsample):
+            module.__class__ = NearestUpsample
+    return net
+
+
+def as_pixels(pictures: np.ndarray, device: torch.device) -> Tensor:
+    """float32 NCHW in [0,1]."""
+    return rearrange(torch.from_numpy(pictures).to(device), "n y x c -> n c y x").contiguous().float() / 255
+
+
+def eager_encode(vq: VQGAN, pictures: np.ndarray, batch_size: int) -> np.ndarray:
     device = vq.quant_conv.weight.device
-    codes = []
+    starts = range(0, len(pictures), batch_size)
     with torch.inference_mode():
-        for start in range(0, len(pictures), batch_size):
-            batch = torch.from_numpy(pictures[start : start + batch_size]).to(device)
-            pixels = rearrange(batch, "n y x c -> n c y x").contiguous().float() / 255
-            codes.append(vq.encode(pixels))
-    return torch.cat(codes).cpu()
+        codes = [vq.encode(as_pixels(pictures[start : start + batch_size], device)).cpu() for start in starts]
+    return torch.cat(codes).numpy()
+
+
+def eager_decode(vq: VQGAN, codes: np.ndarray, batch_size: int) -> np.ndarray:
+    device, pieces = vq.quant_conv.weight.device, []
+    with torch.inference_mode():
+        for start in range(0, len(codes), batch_size):
+            batch = torch.from_numpy(codes[start : start + batch_size].astype(np.int64)).to(device)
+            pixels = (vq.decode(batch, vq.config.code_grid) * 255).round().to(torch.uint8)
+            pieces.append(rearrange(pixels, "n c y x -> n y x c").cpu())
+    return torch.cat(pieces).numpy()
+
+
+def best_batch(run: Callable[[int], Any], pictures: int, device: torch.device) -> tuple[int, dict[int, float]]:
+    """The batch size of most pictures a second, and the seconds a picture of each. `run` does one batch of a size."""
+    seconds: dict[int, float] = {}
+    for size in THEIR_BATCHES:
+        if size > pictures:
+            break
+        spent = 0.0
+        while spent < bench.LIMIT_SECONDS:
+            once = seconds_of(lambda size=size: run(size), device)
+            seconds[size], spent = min(seconds.get(size, once / size), once / size), spent + once
+    return min(seconds, key=seconds.__getitem__), seconds
+
+
+# What the figures are held against.
+
+
+def spread_codebook(vq: VQGAN, pictures: np.ndarray) -> None:
+    """Codes drawn like the latents: with an untrained net's own, all of a picture has one code and equality is idle."""
+    with torch.no_grad():
+        latents = rearrange(vq.latents(as_pixels(pictures, vq.quant_conv.weight.device)), "n d h w -> (n h w) d")
+        codebook = vq.quantize.embedding.weight
+        noise = torch.randn(codebook.shape, generator=torch.Generator().manual_seed(0)).to(codebook.device)
+        codebook.copy_(latents.mean(0) + latents.std(0) * noise)
+
+
+def flops_per_picture(config: VQGANConfig) -> tuple[int, int]:
+    """Of encoding (with the distances to the codebook) and of decoding; counted without computing anything."""
+    rows, columns = config.code_grid
+    with torch.device("meta"):
+        vq = VQGAN(config)
+        pixels = torch.empty(1, config.num_channels, rows * config.factor, columns * config.factor)
+        with FlopCounterMode(display=False) as encoding:
+            vq.latents(pixels)
+        with FlopCounterMode(display=False) as decoding:
+            vq.pixels(torch.empty(1, config.quantized_embed_dim, rows, columns))
+    distances = 2 * rows * columns * config.quantized_embed_dim * config.num_embeddings
+    return encoding.get_total_flops() + distances, decoding.get_total_flops()
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    square = float(np.square(a.astype(np.float64) - b).mean())
+    return float(10 * np.log10(255**2 / max(square, LEAST_SQUARE)))
 
 
 def run(options: Options) -> dict[str, Any]:
+    if options.threads:
+        set_threads(options.threads)
     device = choose_device(options.device)
     compiled = compile_problem() is None if options.compile == "auto" else options.compile
-    vq = load(options.tokenizer).to(device).eval()
-    bulk = BulkEncoder(vq, compile=compiled, batch_size=options.batch_size)
-    pictures = make_pictures(options.pictures, bulk.size)
+    vq, trained = load(options.net)
+    vq = vq.to(device).eval()
+    pictures = make_pictures(options.pictures, BulkEncoder(vq, batch_size=1).size)
+    if not trained:
+        spread_codebook(vq, pictures[:1])
+    bulk = BulkEncoder(vq, compile=compiled, batch_size=options.batch_size, precision=options.precision)
+    reference = as_the_reference(vq)
 
-    compile_seconds = seconds_of(lambda: bulk.encode(pictures[: options.batch_size]), device)
-    ours_codes = bulk.encode(pictures)
-    their_codes = eager(vq, pictures, options.batch_size).numpy()
-    contestants: dict[str, Callable[[], float]] = {
-        "ours": lambda: seconds_of(lambda: bulk.encode(pictures), device),
-        "alternative": lambda: seconds_of(lambda: eager(vq, pictures, options.batch_size), device),
-    }
-    seconds = take_turns(contestants, options.rounds)
-    with FlopCounterMode(display=False) as counter:
-        eager(vq, pictures[:1], 1)
-    flops, peak = counter.get_total_flops(), matmul_peak(str(device))
-    fastest = max(peak.values())
+    first_encode = seconds_of(lambda: bulk.encode(pictures[: options.batch_size]), device)
+    size, tried = best_batch(lambda size: eager_encode(reference, pictures[:size], size), len(pictures), device)
+    codes, their_codes = bulk.encode(pictures), eager_encode(reference, pictures, size)
+    encoding = take_turns(
+        {
+            "ours": lambda: seconds_of(lambda: bulk.encode(pictures), device),
+            "alternative": lambda: seconds_of(lambda: eager_encode(reference, pictures, size), device),
+        },
+        options.rounds,
+    )
+    first_decode = seconds_of(lambda: bulk.decode(codes[: options.batch_size]), device)
+    back, back_tried = best_batch(lambda size: eager_decode(reference, codes[:size], size), len(codes), device)
+    again, their_again = bulk.decode(codes), eager_decode(reference, their_codes, back)
+    decoding = take_turns(
+        {
+            "ours": lambda: seconds_of(lambda: bulk.decode(codes), device),
+            "alternative": lambda: seconds_of(lambda: eager_decode(reference, codes, back), device),
+        },
+        options.rounds,
+    )
+
     kind = f"{'bf16' if bulk.bf16 else 'fp32'}, channels_last, {'compiled' if compiled else 'eager'}"
-    unit, amount = "pictures/s", options.pictures
+    peak, unit = matmul_peak(str(device)), "pictures/s"
+
+    def outcome(seconds: dict[str, list[float]], first: float, size: int, tried: dict[int, float], flops: int) -> Any:
+        rate, ours = max(peak.values()) / flops, f"BulkEncoder, batches of {options.batch_size}: {kind}"
+        by_batch = {str(tried_size): 1 / each for tried_size, each in tried.items()}
+        return (
+            measured(ours, options.pictures, unit, seconds["ours"], first_call_seconds=first),
+            measured(
+                f"VQGAN, batches of {size}: fp32, NCHW, eager",
+                options.pictures,
+                unit,
+                seconds["alternative"],
+                rate_by_batch=by_batch,
+            ),
+            {
+                "what": f"{flops / 1e9:.2f} GFLOP a picture at the matrix product's {rate * flops / 1e12:.3f} TFLOP/s",
+                "rate": rate,
+                "unit": unit,
+                "flops_per_picture": flops,
+                "matmul_flops": peak,
+            },
+        )
+
+    encode_flops, decode_flops = flops_per_picture(vq.config)
+    decoded = result("tokenize", options, *outcome(decoding, first_decode, back, back_tried, decode_flops))
     found = result(
         "tokenize",
         options,
-        measured(f"BulkEncoder: {kind}", amount, unit, seconds["ours"], first_call_seconds=compile_seconds),
-        measured("VQGAN.encode: fp32, NCHW, eager", amount, unit, seconds["alternative"]),
-        {
-            "what": f"{flops / 1e9:.2f} GFLOP a picture at the matrix product's {fastest / 1e12:.3f} TFLOP/s",
-            "rate": fastest / flops,
-            "unit": unit,
-            "flops_per_picture": flops,
-            "matmul_flops": peak,
-        },
+        *outcome(encoding, first_encode, size, tried, encode_flops),
+        decode={key: decoded[key] for key in ("ours", "alternative", "ratio", "limit")},
         pixels=list(bulk.size),
-        equal_codes=float((ours_codes == their_codes).mean()),
+        threads=torch.get_num_threads(),
+        trained=trained,
+        equal_codes=float((codes == their_codes).mean()),
+        psnr_between_decodes=psnr(again, their_again),
     )
     print(table(found))
-    print(f"  {found['equal_codes']:.2%} of the codes are equal")
+    print(table(found["decode"] | {"benchmark": "decode"}))
+    between = f"{found['psnr_between_decodes']:.1f} dB between the two ways there and back"
+    print(f"  {found['equal_codes']:.2%} of the codes are equal; {between}")
     return found
