@@ -112,11 +112,11 @@ def train(
         quantized = torch.tensor(float(started), device=device)
         clock, saved_at, saved_step = state.seconds, time.monotonic(), state.step if newest else -1
 
-        def save() -> None:
+        def save(judging: bool = True) -> None:
             journal.check_finite()
             content = {"step": state.step, "seconds": state.seconds, "identity": identity}
             writer.save(state.step, state_tensors(state), content, {"pictures": identity["pictures"]})
-            if ranks.is_main and started:
+            if ranks.is_main and started and judging:
                 journal.write(judge(state, config, out, pictures))
 
         stop = StopAgreement(ranks)
@@ -167,7 +167,7 @@ def train(
                     saved_at, saved_step = time.monotonic(), state.step
                     journal.restart_clock()
         if saved_step != state.step:
-            save()
+            save(judging=not stop.agreed())  # a scheduler that wants to stop the run does not wait long
         writer.wait()
         if progress_of(config, state.step, state.seconds) < 1:
             return TrainResult(state.step, None, flag.received)
