@@ -15,7 +15,7 @@ TOKENIZER_TRAINING = [f"tokenizer.{name}" for name in ("train", "training", "jou
 # Room -> rooms it may import; every room of lvm/ but model may import runtime (docs/architecture.md has the table).
 MAY_IMPORT = {
     "tokenizer": set(),
-    **dict.fromkeys(TOKENIZER_TRAINING, {"tokenizer", "lvm.runtime", "lvm.sources", "lvm.pictures"}),
+    **{name: {"tokenizer", "lvm.runtime", "lvm.sources", "lvm.pictures"} for name in TOKENIZER_TRAINING},
     "lvm.runtime": set(),
     "lvm.pictures": set(),
     "lvm.world": {"lvm.pictures"},
