@@ -33,10 +33,10 @@ def bf16_pays(device: torch.device) -> bool:
 
 
 class ChannelsLastGroupNorm(nn.Module):
-    """GroupNorm by way of the statistics of each channel, float32 inside.
+    """GroupNorm by way of the statistics of each channel, float32 inside, for a GPU.
 
-    torch's own makes a channels_last picture contiguous on a GPU, and compiled it reads a group's few channels with
-    long strides. Here both passes read whole rows of channels, and the second fuses with the SiLU that follows.
+    There torch's own makes a channels_last picture contiguous, and compiled it reads a group's few channels with long
+    strides. Here both passes read whole rows of channels, and compiled the second fuses with the SiLU that follows.
     """
 
     def __init__(self, norm: nn.GroupNorm):
@@ -81,14 +81,14 @@ class BulkEncoder:
         self.device = torch.device(device) if device is not None else vq.quant_conv.weight.device
         self.batch_size = batch_size
         self.bf16 = precision == "bf16" or (precision == "auto" and bf16_pays(self.device))
-        self.vq = self._own_copy(vq, channel_statistics=self.bf16 and (compile or self.device.type == "cuda"))
+        self.vq = self._own_copy(vq)
         self._encode: Callable[[Tensor], Tensor] = self._encode_batch
         self._decode: Callable[[Tensor, int], Tensor] = self._decode_batch
         if compile:
             self._encode = torch.compile(self._encode_batch, dynamic=False)
             self._decode = torch.compile(self._decode_batch, dynamic=False)
 
-    def _own_copy(self, vq: VQGAN, channel_statistics: bool) -> VQGAN:
+    def _own_copy(self, vq: VQGAN) -> VQGAN:
         """The net to compute with: convolutions converted once, normalisation and codebook in float32."""
         with torch.device("meta"):
             copy = VQGAN(vq.config)
@@ -100,7 +100,7 @@ class BulkEncoder:
             for module in (*copy.encoder.modules(), *copy.decoder.modules()):
                 if isinstance(module, nn.Conv2d):
                     module.to(torch.bfloat16)
-        if channel_statistics:
+        if self.bf16 and self.device.type == "cuda":
             for parent in list(copy.modules()):
                 for name, child in list(parent.named_children()):
                     if isinstance(child, nn.GroupNorm):
