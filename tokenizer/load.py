@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -196,8 +195,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), str(error))
         raise TokenizerError(f"{file} holds more than tensors and was not opened: {reason.strip()[:200]}") from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        raise TokenizerError(f"{file} cannot be read as weights ({str(error).splitlines()[0][:200]})") from None
+    except Exception as error:  # bytes that are no pickle make its reader fail in any way
+        reason = next(iter(str(error).splitlines()), "")[:200]
+        raise TokenizerError(f"{file} cannot be read as weights ({type(error).__name__} {reason})") from None
     if isinstance(tensors, Mapping) and isinstance(tensors.get("state_dict"), Mapping):
         tensors = tensors["state_dict"]
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):

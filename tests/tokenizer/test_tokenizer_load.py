@@ -187,6 +187,15 @@ def test_a_pickle_with_code_in_it_is_refused_unexecuted(saved):
         VQGAN.from_pretrained(folder)
 
 
+@pytest.mark.parametrize("content", [b"", b"hello world\n", b"<html>not found</html>", b"PK\x03\x04 cut off"])
+def test_a_file_that_holds_no_weights_is_named(saved, content):
+    _, folder = saved
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(TokenizerError, match=r"pytorch_model\.bin (cannot be read as weights|holds more than)"):
+        VQGAN.from_pretrained(folder)
+
+
 def test_wrong_configurations_and_names_are_one_clear_line(saved):
     _, folder = saved
     with pytest.raises(TokenizerError, match="nowhere is neither"):
