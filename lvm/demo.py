@@ -40,6 +40,7 @@ NUM_TARGETS = 200  # of a task
 NUM_CLIPS = 200
 NUM_HELD_OUT_LATENT_TARGETS = 60
 EVALUATION_SCENES = 4096  # of the world's test split, from which the prompts are drawn
+PHOTOS_TOKENIZER = "photos-48px-f8-1024"  # of a user's pictures: the first one shipped knows the world alone
 VIEWS = 4  # draws of holes, noise and exposure for each of a user's pictures
 PASSES = 2.0  # over the tokens of a user's pictures at most: a small folder is soon known by heart
 MAX_BROKEN = 0.1  # share of a user's pictures that may be unreadable: they are named and left out
@@ -71,7 +72,7 @@ def run_demo(
     Ctrl-C leaves a run that the same call continues.
     """
     stage = Stages()
-    name = tokenizer or pretrained_names()[0]
+    name = tokenizer or (pretrained_names()[0] if pictures is None else PHOTOS_TOKENIZER)
     vq = VQGAN.from_pretrained(name)
     changes = ["experiment=demo", f"vqgan={quoted(name)}", f"seed={seed}", f"data.seed={seed}"]
     if pictures is None:
