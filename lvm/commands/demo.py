@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="changes the whole world, the order and the weights' start")
     parser.add_argument("--pictures", metavar="DIR", help="a folder of JPEG or PNG pictures instead of the world")
     parser.add_argument("--out", metavar="DIR", help="default runs/demo, with seed or folder appended")
-    parser.add_argument("--tokenizer", metavar="NAME_OR_PATH", help="default: the shipped one for the world, or for photos")
+    parser.add_argument("--tokenizer", metavar="NAME_OR_PATH", help="default: the shipped one, for world or photos")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of train.py, e.g. trainer.max_steps=500")
     arguments = parser.parse_args(argv)
 

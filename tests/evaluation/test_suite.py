@@ -181,7 +181,8 @@ def test_an_evaluation_has_the_keys_that_scripts_read(evaluation: Evaluation) ->
     assert {"metric", "model", "copy_last_frame", "tokenizer_ceiling"} <= set(report["frames"])
     depth = report["tasks"]["depth"]
     saved = TOKENS * (np.log(depth["perplexity"]["0"]) - np.log(depth["perplexity"]["5"]))
-    assert depth["saved_nats"]["mean"] == pytest.approx(saved, rel=1e-3)
+    # The net is untrained: both are next to nothing, differences of float32 sums of some 20 nats.
+    assert depth["saved_nats"]["mean"] == pytest.approx(saved, rel=1e-3, abs=1e-5)
 
 
 def test_an_evaluation_is_the_same_again(evaluation: Evaluation) -> None:
