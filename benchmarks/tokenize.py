@@ -26,24 +26,13 @@ from lvm.runtime.machine import compile_problem, set_threads
 from tokenizer import VQGAN, BulkEncoder, VQGANConfig, pretrained_names
 from tokenizer.model import PRESETS, Upsample
 
-# The demo's tokenizer (configs/tokenizer/world_48.yaml); speed does not depend on its weights.
-DEMO = VQGANConfig(
-    hidden_channels=32,
-    channel_mult=(1, 1, 2, 3),
-    num_res_blocks=1,
-    z_channels=8,
-    quantized_embed_dim=8,
-    num_embeddings=1024,
-    resolution=48,
-    norm_groups=4,
-)
 THEIR_BATCHES = (1, 2, 4, 8)
 LEAST_SQUARE = 1e-6  # of a PSNR's error: equal pictures have 108 dB
 
 
 @dataclass(frozen=True)
 class Options:
-    net: str = ""  # shipped name, folder, .ckpt or preset (untrained); "": the shipped one or an untrained one like it
+    net: str = ""  # shipped name, folder, .ckpt or preset (untrained); "": the demo's
     pictures: int = 256  # in a round
     batch_size: int = 64  # of ours
     rounds: int = 5
@@ -55,11 +44,10 @@ class Options:
 
 def load(name: str) -> tuple[VQGAN, bool]:
     """The net, and whether it was trained."""
-    names = pretrained_names()
-    if name in PRESETS or not (name or names):
+    if name in PRESETS:
         torch.manual_seed(0)
-        return VQGAN(PRESETS.get(name, DEMO)).eval(), False
-    return VQGAN.from_pretrained(name or names[0]), True
+        return VQGAN(PRESETS[name]).eval(), False
+    return VQGAN.from_pretrained(name or pretrained_names()[0]), True
 
 
 def make_pictures(number: int, size: tuple[int, int]) -> np.ndarray:

@@ -183,9 +183,8 @@ class BulkEncoder:
     def _decode_batch(self, codes: "Int[Tensor, 'n t']", rows: int) -> "UInt8[Tensor, 'n y x c']":
         latents = rearrange(self.vq.quantize.lookup(codes), "n (h w) d -> n d h w", h=rows)
         if self.bf16:
-            low, high = self.config.input_range
             decoded = self.vq.decoder(self.vq.post_quant_conv(latents).to(torch.bfloat16))
-            pixels = (decoded.float() - low) / (high - low)
+            pixels = self.vq.in_unit_range(decoded.float())
         else:
             pixels = self.vq.pixels(latents)
         return rearrange((pixels.clamp(0, 1) * 255).round().to(torch.uint8), "n c y x -> n y x c")

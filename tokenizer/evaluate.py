@@ -27,6 +27,7 @@ from lvm.runtime.hashing import group_hash, hash64, held_out
 from tokenizer.bulk import BulkEncoder, Precision
 from tokenizer.fid import Moments, frechet_distance
 from tokenizer.model import VQGAN, TokenizerError
+from tokenizer.pictures import open_array, open_pictures
 
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
@@ -123,12 +124,9 @@ class PictureStream:
         if where.endswith(".npy"):
             if overrides:
                 raise UserError(f"{overrides[0]!r} is an option of a source; {where} is an array and has none")
-            self._array = _open_array(Path(where).expanduser(), size)
+            self._array = open_array(Path(where).expanduser(), size)
         else:
-            from lvm.sources import open_source
-
-            of_folder = ["derived=[]"] if Path(where).expanduser().is_dir() else []
-            self.source = open_source(where, [*of_folder, *overrides])
+            self.source = open_pictures(where, overrides)
 
     @property
     def resize(self) -> str:
@@ -178,18 +176,6 @@ class PictureStream:
                         for frame in np.linspace(0, len(pictures) - 1, count).astype(np.int64):
                             of = None if photo is None or channel == "image" else photo[min(frame, len(photo) - 1)]
                             yield Picture(channel, pictures[frame], of)
-
-
-def _open_array(file: Path, size: int) -> np.ndarray:
-    try:
-        pictures = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as an array ({error})") from None
-    if pictures.dtype != np.uint8 or pictures.shape[1:] != (size, size, 3):
-        raise UserError(
-            f"{file} holds {pictures.dtype} {list(pictures.shape)}; it must be uint8 [n, {size}, {size}, 3]"
-        )
-    return pictures
 
 
 # Judging.

@@ -250,11 +250,15 @@ class Decoder(nn.Module):
         self.norm_out = group_norm(widths[0], config)
         self.conv_out = nn.Conv2d(widths[0], config.num_channels, 3, padding=1)
 
-    def forward(self, z: "Float[Tensor, 'n z h w']") -> "Float[Tensor, 'n c y x']":
+    def features(self, z: "Float[Tensor, 'n z h w']") -> "Float[Tensor, 'n d y x']":
+        """What the last layer, `conv_out`, is fed."""
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return F.silu(self.norm_out(x))
+
+    def forward(self, z: "Float[Tensor, 'n z h w']") -> "Float[Tensor, 'n c y x']":
+        return self.conv_out(self.features(z))
 
 
 class VQGAN(nn.Module):
@@ -320,8 +324,11 @@ class VQGAN(nn.Module):
 
     def pixels(self, latents: "Float[Tensor, 'n d h w']") -> "Float[Tensor, 'n c y x']":
         """The inverse of `latents`; about [0,1], not clamped."""
+        return self.in_unit_range(self.decoder(self.post_quant_conv(latents)))
+
+    def in_unit_range(self, decoded: "Float[Tensor, 'n c y x']") -> "Float[Tensor, 'n c y x']":
+        """From the net's own range of pixels to [0,1]."""
         low, high = self.config.input_range
-        decoded = self.decoder(self.post_quant_conv(latents))
         return decoded if (low, high) == (0.0, 1.0) else (decoded - low) / (high - low)
 
     @torch.no_grad()

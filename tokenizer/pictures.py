@@ -30,6 +30,8 @@ from lvm.runtime.machine import num_cores
 if TYPE_CHECKING:
     from jaxtyping import UInt8
 
+    from lvm.sources import Source
+
 WORTH_PROCESSES = 200  # units; fewer are read here before a process has started
 
 
@@ -148,7 +150,8 @@ def read_pictures(
     return TrainingPictures(_joined(trains, size), _in_turn(rests), sizes, tuple(weights))
 
 
-def _from_array(file: Path, size: int, max_pictures: int, per_mille: int) -> tuple[np.ndarray, np.ndarray]:
+def open_array(file: Path, size: int) -> "UInt8[np.ndarray, 'n size size 3']":
+    """A .npy of pictures, memory-mapped. Raises UserError for anything else."""
     try:
         pictures = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -157,6 +160,20 @@ def _from_array(file: Path, size: int, max_pictures: int, per_mille: int) -> tup
         raise UserError(
             f"{file} holds {pictures.dtype} {list(pictures.shape)}; it must be uint8 [n, {size}, {size}, 3]"
         )
+    return pictures
+
+
+def open_pictures(where: str, overrides: Sequence[str] = ()) -> "Source":
+    """A source by folder, YAML or name. Of a bare folder what lies in it: grey or noisy copies of its pictures are
+    left out unless `overrides` ask for them."""
+    from lvm.sources import open_source
+
+    of_folder = ["derived=[]"] if Path(where).expanduser().is_dir() else []
+    return open_source(where, [*of_folder, *overrides])
+
+
+def _from_array(file: Path, size: int, max_pictures: int, per_mille: int) -> tuple[np.ndarray, np.ndarray]:
+    pictures = open_array(file, size)
     num_held_out = len(pictures) * per_mille // 1000
     split = len(pictures) - num_held_out
     rest = pictures[split:]
@@ -174,12 +191,10 @@ def _from_source(
     say: Callable[[str], None],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Units in a fixed shuffled order, until enough pictures are together. Broken ones are counted and one is named."""
-    from lvm.sources import BrokenItem, open_source
+    from lvm.sources import BrokenItem
     from lvm.sources.reading import Read, read_units
 
-    # Of a bare folder what lies in it; grey or noisy copies of its pictures are left to a source that asks for them.
-    folder = Path(where).expanduser()
-    source = open_source({"kind": "pictures", "path": str(folder), "derived": []} if folder.is_dir() else where)
+    source = open_pictures(where)
     units = [int(unit) for unit in np.argsort(hash64(0, np.arange(len(source))))]
     if workers is None:
         workers = min(16, num_cores()) if len(units) >= WORTH_PROCESSES else 0

@@ -16,8 +16,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from lvm.runtime import UserError, build, config_folder, exit_with_one_line, wri
 from lvm.runtime.checkpoint import CheckpointWriter, load_checkpoint, newest_checkpoint, read_state
 from lvm.runtime.distributed import Distributed, StopAgreement
 from lvm.runtime.hashing import seed_from
-from lvm.runtime.lease import RunLease
+from lvm.runtime.lease import held_lease
 from lvm.runtime.machine import compile_problem, git_commit, machine_description, set_threads
 from lvm.runtime.metrics import MetricsLog
 from lvm.runtime.signals import StopFlag
@@ -242,23 +242,6 @@ def judge(state: TrainState, config: TrainConfig, out: Path, pictures: TrainingP
 
 
 # A run's folder.
-
-
-@contextmanager
-def held_lease(out: Path, ranks: Distributed) -> Iterator[RunLease | None]:
-    """The run's lease on rank 0; where it is refused, every rank raises."""
-    lease, refused = None, None
-    if ranks.is_main:
-        try:
-            lease = RunLease(out)
-        except UserError as error:
-            refused = error
-    ranks.together(refused)
-    try:
-        yield lease
-    finally:
-        if lease is not None:
-            lease.release()
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:

@@ -54,20 +54,6 @@ class TrainState:
 # The net and its judges.
 
 
-def last_features(vq: VQGAN, latents: "Float[Tensor, 'n d h w']") -> "Float[Tensor, 'n e y x']":
-    """What the decoder's last layer, `conv_out`, is fed."""
-    x = vq.decoder.mid(vq.decoder.conv_in(vq.post_quant_conv(latents)))
-    for level in reversed(vq.decoder.up):
-        x = level(x)
-    return F.silu(vq.decoder.norm_out(x))
-
-
-def in_unit_range(decoded: Tensor, vq: VQGAN) -> Tensor:
-    """The net's own range to [0,1]."""
-    low, high = vq.config.input_range
-    return decoded if (low, high) == (0.0, 1.0) else (decoded - low) / (high - low)
-
-
 def autoencode(
     vq: VQGAN, pixels: "Float[Tensor, 'n c y x']", quantized: "Float[Tensor, '']", config: TrainConfig
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -84,8 +70,8 @@ def autoencode(
         flat, vq.quantize.embedding.weight, config.model.commitment_cost, config.quantizer
     )
     fed = flat + quantized * (chosen - flat)
-    features = last_features(vq, rearrange(fed, "(n h w) d -> n d h w", h=grid[0], w=grid[1]))
-    reconstruction = in_unit_range(vq.decoder.conv_out(features), vq)
+    features = vq.decoder.features(vq.post_quant_conv(rearrange(fed, "(n h w) d -> n d h w", h=grid[0], w=grid[1])))
+    reconstruction = vq.in_unit_range(vq.decoder.conv_out(features))
     return reconstruction, features, config.loss.codebook * quantized * codebook_loss, codes, flat.detach()
 
 
@@ -186,7 +172,7 @@ class Objective:
         (of_fooled,) = torch.autograd.grad(fooled, leaf)
         with torch.autocast(self.device.type, enabled=False):
             last = vq.decoder.conv_out.weight.detach().float().requires_grad_()
-            again = in_unit_range(F.conv2d(features.detach().float(), last, padding=1), vq)
+            again = vq.in_unit_range(F.conv2d(features.detach().float(), last, padding=1))
             weight = adaptive_weight(
                 (again * gradient).sum(), (again * of_fooled).sum(), last, self.config.discriminator.max_weight
             )

@@ -13,10 +13,13 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lvm.runtime.errors import UserError
 from lvm.runtime.files import atomic_write
+
+if TYPE_CHECKING:
+    from lvm.runtime.distributed import Distributed
 
 
 def process_start(pid: int) -> str | None:
@@ -129,3 +132,20 @@ def may_take_over(owner: Mapping[str, Any]) -> bool:
         # The host was booted since, or it is another container there; only the first is surely dead.
         return str(owner.get("boot")).split()[:1] != here["boot"].split()[:1]
     return process_start(int(owner["pid"])) != owner.get("start")
+
+
+@contextlib.contextmanager
+def held_lease(run_dir: Path, ranks: "Distributed") -> Iterator[RunLease | None]:
+    """The run's lease on rank 0; where it is refused, every rank raises."""
+    lease, refused = None, None
+    if ranks.is_main:
+        try:
+            lease = RunLease(run_dir)
+        except UserError as error:
+            refused = error
+    ranks.together(refused)
+    try:
+        yield lease
+    finally:
+        if lease is not None:
+            lease.release()

@@ -100,8 +100,9 @@ class WorldSource:
         scene, name = self.scene(i), self.unit_id(i)
         surfaces = cast(scene, size)
         steady = steady_channels(scene, surfaces)
-        drawn = [latent_channels(scene, surfaces, steady["image"], self.latents[v], name) for v in latents]
-        return [{name: d[name] for name in self.channels if name in d} for d in (steady, *drawn)]
+        photo, wanted = steady["image"], self.channels
+        drawn = [latent_channels(scene, surfaces, photo, self.latents[v], name, wanted) for v in latents]
+        return [{channel: picture for channel, picture in steady.items() if channel in wanted}, *drawn]
 
     def read(self, i: int, size: int) -> "list[Item]":
         if not 0 <= i < len(self):

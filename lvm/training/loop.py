@@ -9,8 +9,8 @@ a resumed or moved run sees the windows it would have seen. Nothing waits for th
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from lvm.model import LVM
 from lvm.runtime import UserError, write_json
 from lvm.runtime.checkpoint import CheckpointWriter, newest_checkpoint
 from lvm.runtime.distributed import Distributed, StopAgreement
-from lvm.runtime.lease import RunLease
+from lvm.runtime.lease import held_lease
 from lvm.runtime.machine import bf16_is_fast, compile_problem, git_commit, machine_description, set_threads
 from lvm.runtime.signals import StopFlag
 from lvm.training.journal import Journal, LossBySource, NotFinite, peak_flops
@@ -141,23 +141,6 @@ def run_identity(
         "trainer": {"batch_size": trainer.batch_size, "document_mask": trainer.document_mask},
         "seed": seed,
     }
-
-
-@contextmanager
-def held_lease(run_dir: Path, ranks: Distributed) -> Iterator[RunLease | None]:
-    """The run's lease on rank 0; where it is refused, every rank raises."""
-    lease, refused = None, None
-    if ranks.is_main:
-        try:
-            lease = RunLease(run_dir)
-        except UserError as error:
-            refused = error
-    ranks.together(refused)
-    try:
-        yield lease
-    finally:
-        if lease is not None:
-            lease.release()
 
 
 def train(

@@ -1,5 +1,6 @@
 """Exact annotations of a rendered scene, and the latents that a whole sentence shares."""
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,20 +80,26 @@ def steady_channels(scene: Scene, surfaces: Surfaces) -> dict[str, "UInt8[np.nda
 
 
 def latent_channels(
-    scene: Scene, surfaces: Surfaces, photo: "UInt8[np.ndarray, 'y x 3']", latent: Latent, name: str
+    scene: Scene,
+    surfaces: Surfaces,
+    photo: "UInt8[np.ndarray, 'y x 3']",
+    latent: Latent,
+    name: str,
+    channels: Collection[str] = LATENT_CHANNELS,
 ) -> dict[str, "UInt8[np.ndarray, 'y x 3']"]:
-    """The channels that depend on the latent; `name` (of the scene) keys holes and noise."""
+    """Those of `channels` that depend on the latent; `name` (of the scene) keys holes and noise."""
     size = len(photo)
     seed = seed_from(name, latent.number)
-    return {
-        "segmentation": segmentation.draw(class_map(scene, surfaces), latent.palette),
-        "edge": edges.draw(edge_strength(surfaces), latent.line),
-        "box": boxes.draw(photo, visible_boxes(scene, surfaces), latent.line, width=max(2, round(size / 16))),
-        "relit": shade(scene, surfaces, latent.light, latent.tint),
-        "masked": derive.masked(photo, latent.strength, seed),
-        "noisy": derive.noisy(photo, latent.strength, seed),
-        "dark": derive.dark(photo, latent.strength),
+    draw: dict[str, Callable[[], Any]] = {
+        "segmentation": lambda: segmentation.draw(class_map(scene, surfaces), latent.palette),
+        "edge": lambda: edges.draw(edge_strength(surfaces), latent.line),
+        "box": lambda: boxes.draw(photo, visible_boxes(scene, surfaces), latent.line, max(2, round(size / 16))),
+        "relit": lambda: shade(scene, surfaces, latent.light, latent.tint),
+        "masked": lambda: derive.masked(photo, latent.strength, seed),
+        "noisy": lambda: derive.noisy(photo, latent.strength, seed),
+        "dark": lambda: derive.dark(photo, latent.strength),
     }
+    return {channel: drawn() for channel, drawn in draw.items() if channel in channels}
 
 
 def sampled(buffer: Any) -> Any:

@@ -56,7 +56,11 @@ def test_an_experiment_builds_and_its_model_has_room_for_its_windows(name):
 @pytest.mark.parametrize("group", ["optim", "trainer", "logger", "debug"])
 def test_the_options_of_a_group_build(group):
     for name in names(group):
-        build_run(load_config("train", [f"{group}={name}"]))
+        config = load_config("train", [f"{group}={name}"])
+        build_run(config)
+        if group in ("optim", "trainer", "logger"):  # an overlay of `debug` changes several groups
+            alone = load_config(f"{group}/{name}")
+            assert alone and alone.items() <= config[group].items(), "the run has what the file says"
 
 
 @pytest.mark.parametrize("name", names("data"))
