@@ -7,9 +7,11 @@ what happens is in lvm/commands/train.py, and the loop in lvm/training/loop.py.
 import sys
 
 from lvm.runtime import exit_with_one_line
+from lvm.runtime.memory import keep_freed_memory
 
 
 def main() -> int:
+    keep_freed_memory()
     from lvm.commands.train import main  # seconds of imports: Ctrl-C in them is one line too
 
     return main(sys.argv[1:])

@@ -34,6 +34,7 @@ from lvm.runtime.distributed import Distributed, StopAgreement
 from lvm.runtime.hashing import seed_from
 from lvm.runtime.lease import held_lease
 from lvm.runtime.machine import compile_problem, git_commit, machine_description, set_threads
+from lvm.runtime.memory import keep_freed_memory
 from lvm.runtime.metrics import MetricsLog
 from lvm.runtime.signals import StopFlag
 from tokenizer.bulk import BulkEncoder, bf16_pays
@@ -350,6 +351,7 @@ def read_config(arguments: list[str]) -> tuple[TrainConfig, Path]:
 
 def main() -> int:
     """0 for a finished run; one stopped by a signal is saved and exits with 128 + its number."""
+    keep_freed_memory()
     config, out = read_config(sys.argv[1:])
     if not config.pictures:
         raise UserError("pictures= is missing; give FILE.npy, a folder, or a file of configs/data/source/")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lvm.runtime.errors import UserError, exit_with_one_line
+from lvm.runtime.memory import keep_freed_memory
 
 
 def verbs() -> dict[str, Path]:
@@ -51,5 +52,6 @@ def run(argv: Sequence[str]) -> int | None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script; always ends in SystemExit."""
+    keep_freed_memory()
     given = sys.argv[1:] if argv is None else argv
     exit_with_one_line(lambda: run(given))
