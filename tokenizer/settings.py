@@ -29,6 +29,7 @@ class TrainConfig:
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     init_from: str | None = None  # a tokenizer (folder, .ckpt or shipped name) whose weights the net starts from
+    grow_from: str | None = None  # a tokenizer of fewer levels whose weights the inner levels start from
     pictures: str | tuple[str, ...] | None = None  # FILE.npy, a folder, or a source's configuration; or several
     picture_weights: tuple[float, ...] | None = None  # share of each in a batch; null: equal
     max_pictures: int = 100_000  # held in memory, of all sources; more are left out, whole units at a time
@@ -73,6 +74,8 @@ class TrainConfig:
             raise TokenizerError(
                 f"crop {self.crop} must divide by {factor}, the net's reduction, and be at most {side}; use {rounded}"
             )
+        if self.init_from is not None and self.grow_from is not None:
+            raise TokenizerError("init_from and grow_from exclude each other; leave one out")
         least = 3 * 2**self.discriminator.num_layers
         if self.loss.adversarial > 0 and (self.crop or side) < least:
             raise TokenizerError(

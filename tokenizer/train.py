@@ -91,8 +91,7 @@ def train(
         lease = stack.enter_context(held_lease(out, ranks))
         flag = stack.enter_context(StopFlag())
         newest = _claim(out, identity, ranks)
-        weights = VQGAN.from_pretrained(config.init_from) if config.init_from and newest is None else None
-        state = new_state(config, device, weights)
+        state = new_state(config, device, fresh=newest is None)
         if newest is not None:
             restore(newest, state, config)
             if ranks.is_main:

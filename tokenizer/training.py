@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lvm.runtime.hashing import seed_from
 from tokenizer.adversarial import PatchDiscriminator, adaptive_weight, hinge_d, hinge_g
 from tokenizer.bulk import bf16_pays
+from tokenizer.grow import start_inner_levels
 from tokenizer.losses import LossWeights, reconstruction_loss
 from tokenizer.model import VQGAN
 from tokenizer.perceptual import perceptual_term
@@ -219,12 +220,14 @@ def _adamw(groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) 
     return optimizer
 
 
-def new_state(config: TrainConfig, device: torch.device, weights: VQGAN | None = None) -> TrainState:
-    """Step 0, the net with random weights or those of `weights`. Equal on every rank."""
+def new_state(config: TrainConfig, device: torch.device, fresh: bool = False) -> TrainState:
+    """Step 0, the net with random weights and, where it is `fresh`, those it is to start from. Equal on every rank."""
     torch.manual_seed(seed_from("tokenizer", config.seed))
     model = VQGAN(config.model)
-    if weights is not None:
-        model.load_state_dict(weights.state_dict())
+    if fresh and config.init_from:
+        model.load_state_dict(VQGAN.from_pretrained(config.init_from).state_dict())
+    if fresh and config.grow_from:
+        start_inner_levels(model, VQGAN.from_pretrained(config.grow_from))
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(model).eval().requires_grad_(False)
     keeper = CodebookKeeper(config.quantizer, model.quantize.embedding.weight)

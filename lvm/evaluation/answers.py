@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lvm.evaluation.perplexity import task_tokens
+from lvm.evaluation.perplexity import Precision, autocast, task_tokens
 from lvm.evaluation.prompts import ClipSet, PromptSet
 from lvm.evaluation.tasks import Task
 
@@ -18,26 +18,37 @@ PROMPTS_AT_ONCE = 100
 
 
 def greedy(
-    model: "LVM", prompts: "Int[np.ndarray, 'n t']", num_tokens: int, prompts_at_once: int = PROMPTS_AT_ONCE
+    model: "LVM",
+    prompts: "Int[np.ndarray, 'n t']",
+    num_tokens: int,
+    precision: Precision = "auto",
+    prompts_at_once: int = PROMPTS_AT_ONCE,
 ) -> "Int64[np.ndarray, 'n num_tokens']":
-    """The most likely next code, `num_tokens` times, after each prompt of codes."""
+    """The most likely next code, `num_tokens` times, after each prompt of codes; `precision` as in `answer_nll`."""
     from lvm.inference import generate
 
     device = next(model.parameters()).device
     pieces = []
     for start in range(0, len(prompts), prompts_at_once):
         piece = torch.from_numpy(prompts[start : start + prompts_at_once].astype(np.int64)).to(device)
-        pieces.append(generate(model, piece, num_tokens, temperature=0.0).tokens[:, 0].cpu().numpy())
+        with autocast(device, precision):
+            answers = generate(model, piece, num_tokens, temperature=0.0).tokens
+        pieces.append(answers[:, 0].cpu().numpy())
     return np.concatenate(pieces)
 
 
-def answer_task(model: "LVM", prompts: PromptSet, task: Task, num_pairs: int) -> "Int64[np.ndarray, 'n t']":
+def answer_task(
+    model: "LVM", prompts: PromptSet, task: Task, num_pairs: int, precision: Precision = "auto"
+) -> "Int64[np.ndarray, 'n t']":
     """Codes of the answer to each query after `num_pairs` pairs."""
     tokens = prompts.codes[task.output].shape[-1]
-    return greedy(model, task_tokens(prompts, task, num_pairs)[:, :-tokens], tokens)
+    return greedy(model, task_tokens(prompts, task, num_pairs)[:, :-tokens], tokens, precision)
 
 
-def answer_clips(model: "LVM", clips: ClipSet, num_frames: int) -> "Int64[np.ndarray, 'n t']":
+def answer_clips(
+    model: "LVM", clips: ClipSet, num_frames: int, precision: Precision = "auto"
+) -> "Int64[np.ndarray, 'n t']":
     """Codes of the last frame of each clip after the `num_frames` before it."""
     n, f, t = clips.codes.shape
-    return greedy(model, clips.codes[:, f - 1 - num_frames : f - 1].reshape(n, -1), t)  # n f t -> n (f t)
+    shown = clips.codes[:, f - 1 - num_frames : f - 1].reshape(n, -1)  # n f t -> n (f t)
+    return greedy(model, shown, t, precision)

@@ -39,6 +39,11 @@ def per_answer_perplexity(nll: "Float[np.ndarray, 'n t']") -> float:
     return float(np.exp(nll.mean(1, dtype=np.float64)).mean())
 
 
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The blocks in bfloat16 where the machine multiplies it in hardware, unless `precision` is "exact"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "auto" and bf16_is_fast(device))
+
+
 def answer_nll(
     model: "LVM",
     tokens: "Int[np.ndarray, 'n t']",
@@ -61,13 +66,12 @@ def answer_nll(
             f"a prompt of {fed} tokens exceeds the model's context of {model.config.max_position}; show less"
         )
     device = next(model.parameters()).device
-    bf16 = precision == "auto" and bf16_is_fast(device)
     batch = max(1, tokens_at_once // fed)
     pieces = []
     with torch.inference_mode():
         for first in range(0, len(tokens), batch):
             piece = torch.from_numpy(tokens[first : first + batch].astype(np.int64)).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            with autocast(device, precision):
                 hidden = model.hidden(piece[:, :-1])[:, -answer_tokens:]
             logits = F.linear(hidden.float(), model.head.weight.float())
             nll = F.cross_entropy(logits.flatten(0, 1), piece[:, -answer_tokens:].flatten(), reduction="none")

@@ -56,7 +56,7 @@ def evaluate_prompts(
 ) -> Evaluation:
     """Evaluate the named tasks (default: all that the prompts hold) and the next frame of the clips.
 
-    Without `generate_answers` only perplexities are measured; `precision` is that of `answer_nll`. Raises `UserError`
+    Without `generate_answers` only perplexities are measured; `precision` as in `answer_nll`. Raises `UserError`
     for a foreign tokenizer.
     """
     check_pair(model.config, vq)
@@ -125,7 +125,7 @@ def evaluate_task(
         row["wrong_costs_nats"] = interval("wrong", most)
     if not generate_answers:
         return row, None
-    codes = answer_task(model, prompts, task, int(most))
+    codes = answer_task(model, prompts, task, int(most), precision)
     answers = decode(codes)
     score = measures.score_of(task.name)
     judged = {
@@ -168,7 +168,7 @@ def evaluate_clips(
     }
     if not generate_answers:
         return row, None
-    answers = decode(answer_clips(model, clips, most))
+    answers = decode(answer_clips(model, clips, most, precision))
     last, truth = clips.pixels[:, -2], clips.pixels[:, -1]
     held_last, held_truth = decode(clips.codes[:, -2]), decode(clips.codes[:, -1])
     judge = lambda pictures: np.array([measures.moving_psnr(*three) for three in zip(pictures, truth, last)])

@@ -31,7 +31,8 @@ def cache_bytes(config: LVMConfig, prompt_tokens: int, answer_tokens: int, num_c
 class Cache:
     """Keys and values of b prompts, right-padded to the longest, and of `answer_tokens` codes of each candidate.
 
-    prefill(tokens) -> the logits after each prompt; step(codes) -> those after each candidate's next code.
+    prefill(tokens) -> the logits after each prompt; step(codes) -> those after each candidate's next code. Under
+    autocast the blocks compute and keep keys in its type; logits are in that of the weights whatever it is.
     """
 
     def __init__(self, model: "LVM", lengths: "Int64[Tensor, 'b']", answer_tokens: int, num_candidates: int):
@@ -41,8 +42,13 @@ class Cache:
         self.groups, self.head_size = config.num_kv_heads, config.head_size
         b, longest = len(lengths), int(lengths.max())
 
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
         def empty(*shape: int) -> list[Tensor]:
-            return [weight.new_empty(b, self.groups, *shape, self.head_size) for _ in range(config.num_layers)]
+            return [
+                weight.new_empty(b, self.groups, *shape, self.head_size, dtype=dtype) for _ in range(config.num_layers)
+            ]
 
         self.prompt_k, self.prompt_v = empty(longest), empty(longest)
         self.answer_k, self.answer_v = empty(num_candidates, answer_tokens), empty(num_candidates, answer_tokens)
@@ -69,7 +75,7 @@ class Cache:
                 x = x + block.mlp(block.mlp_norm(x))
             ends = self.lengths[piece] - 1
             last.append(x[torch.arange(len(x), device=x.device), ends])
-        return self.model.head(self.model.norm(torch.cat(last)))
+        return self.logits(torch.cat(last))
 
     def step(self, codes: "Int64[Tensor, 'b candidates']") -> "Float[Tensor, 'b candidates v']":
         """Feed the next code of every candidate, all candidates of a prompt at the same position."""
@@ -82,7 +88,11 @@ class Cache:
             x = x + block.attention.o(self.attend(number, q))
             x = x + block.mlp(block.mlp_norm(x))
         self.num_fed += 1
-        return self.model.head(self.model.norm(x))
+        return self.logits(x)
+
+    def logits(self, x: "Float[Tensor, '*b d']") -> "Float[Tensor, '*b v']":
+        with torch.autocast(x.device.type, enabled=False):
+            return self.model.head(self.model.norm(x.to(self.model.norm.weight.dtype)))
 
     def attend(self, number: int, q: "Float[Tensor, 'b h candidates k']") -> "Float[Tensor, 'b candidates h_k']":
         """The candidates' queries before their prompt's keys (shared) and their own."""

@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate: AdamW with decay groups, and schedules counted in optimiser steps.
+"""The optimisers and their learning rate: AdamW with decay groups, Muon, and schedules counted in optimiser steps.
 
 `learning_rate_share(config, step, ...)` is a pure function of the step, so nothing of it is saved or resumed.
 """
@@ -6,7 +6,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from lvm.runtime import UserError
 
 @dataclass(frozen=True)
 class OptimConfig:
+    matrices: Literal["adamw", "muon"] = "adamw"  # what updates the blocks' matrices; AdamW all the rest
+    momentum: float = 0.95  # of muon
     lr: float = 3e-4  # the highest learning rate
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -51,25 +53,67 @@ def learning_rate(config: OptimConfig, step: int, schedule_steps: int) -> float:
     return config.lr * (config.final_share + (1 - config.final_share) * share)
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over float32 weights, its moments already there (zero), so that a checkpoint can be read into them."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.ndim > 1 or config.decay == "all"]
-    others = [p for p in parameters if p.ndim <= 1 and config.decay != "all"]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(
+class Optimizers:
+    """One or two optimisers as one; each has parameters of its own."""
+
+    def __init__(self, *parts: torch.optim.Optimizer):
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    @property
+    def state(self) -> dict[Tensor, dict[str, Any]]:
+        """What each parameter's optimiser keeps of it; its tensors may be changed in place."""
+        return {parameter: kept for part in self.parts for parameter, kept in part.state.items()}
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad()
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizers:
+    """The optimisers over float32 weights, their moments already there (zero), so that a checkpoint is read into them.
+
+    `matrices` "muon" orthogonalises the updates of the blocks' matrices (Keller Jordan 2024), scaled so that AdamW's
+    learning rate and weight decay fit (arXiv 2502.16982); embedding, head and norms stay with AdamW.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    of_blocks = [p for name, p in named.items() if name.startswith("layers.") and p.ndim == 2]
+    by_muon = of_blocks if config.matrices == "muon" else []
+    others = [p for p in named.values() if all(p is not taken for taken in by_muon)]
+    decayed = [p for p in others if p.ndim > 1 or config.decay == "all"]
+    kept = [p for p in others if p.ndim <= 1 and config.decay != "all"]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
     )
-    for p in parameters:
-        optimizer.state[p] = {
+    for p in others:
+        adamw.state[p] = {
             "step": torch.zeros((), dtype=torch.float32, device=p.device),
             "exp_avg": torch.zeros_like(p),
             "exp_avg_sq": torch.zeros_like(p),
         }
-    return optimizer
+    if not by_muon:
+        return Optimizers(adamw)
+    muon = torch.optim.Muon(
+        by_muon,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    for p in by_muon:
+        muon.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+    return Optimizers(adamw, muon)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_learning_rate(optimizer: Optimizers, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
 

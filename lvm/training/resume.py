@@ -16,6 +16,7 @@ from lvm.data import TokenPlan
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError, build
 from lvm.runtime.checkpoint import load_checkpoint, newest_checkpoint, read_state, verify_checkpoint
+from lvm.training.optim import Optimizers
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,13 @@ class TrainState:
     )  # [source + 1] -> (sum of nll, targets) since the last log
 
 
-def run_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def run_tensors(model: nn.Module, optimizer: Optimizers) -> dict[str, Tensor]:
     """Weights and moments by name, sharded where the model is."""
     tensors: dict[str, Tensor] = {}
+    state = optimizer.state
     for name, parameter in model.named_parameters():
         tensors[f"model.{name}"] = parameter.detach()
-        for key, value in optimizer.state[parameter].items():
+        for key, value in state[parameter].items():
             if key != "step":  # equals TrainState.step
                 tensors[f"optim.{key}.{name}"] = value
     return tensors
@@ -46,7 +48,7 @@ def run_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
 def restore(
     path: Path,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     identity: Mapping[str, Any],
     plan: TokenPlan,
     new_plan: bool,
@@ -65,8 +67,9 @@ def restore(
             )
         state = replace(state, next_window=0, loss_sums=[])
     load_checkpoint(path, run_tensors(model, optimizer))
-    for parameter in model.parameters():
-        optimizer.state[parameter]["step"].fill_(state.step)
+    for kept in optimizer.state.values():
+        if "step" in kept:
+            kept["step"].fill_(state.step)
     return state
 
 

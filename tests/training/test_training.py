@@ -44,11 +44,11 @@ def start_ranks(folder: Path, world_size: int, **changes: object) -> list[dict]:
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(world_size)]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, precision):
-    whole, _ = run(tmp_path / "whole", precision=precision)
-    run(tmp_path / "parts", precision=precision, max_steps=3)
-    resumed, result = run(tmp_path / "parts", precision=precision)
+@pytest.mark.parametrize(("precision", "matrices"), [("fp32", "adamw"), ("bf16", "adamw"), ("bf16", "muon")])
+def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, precision, matrices):
+    whole, _ = run(tmp_path / "whole", precision=precision, matrices=matrices)
+    run(tmp_path / "parts", precision=precision, matrices=matrices, max_steps=3)
+    resumed, result = run(tmp_path / "parts", precision=precision, matrices=matrices)
     assert result.finished and result.state.step == 8 and result.state.next_window == 32
     assert equal(whole, resumed)
     history, expected = (
@@ -67,16 +67,17 @@ def test_a_finished_run_does_nothing_more(tmp_path):
     assert not equal(model, LVM(MODEL, 1))  # the weights are those of the checkpoint
 
 
-def test_one_rank_and_two_read_the_same_windows_and_learn_the_same(tmp_path):
-    alone, _ = run(tmp_path / "one", max_steps=4, precision="fp32")
-    reports = start_ranks(tmp_path / "two", 2, max_steps=4, precision="fp32", micro_batch_size=1)
+@pytest.mark.parametrize("matrices", ["adamw", "muon"])
+def test_one_rank_and_two_read_the_same_windows_and_learn_the_same(tmp_path, matrices):
+    alone, _ = run(tmp_path / "one", max_steps=4, precision="fp32", matrices=matrices)
+    reports = start_ranks(tmp_path / "two", 2, max_steps=4, precision="fp32", micro_batch_size=1, matrices=matrices)
     assert [report["step"] for report in reports] == [4, 4]
     read = [set(report["read"]) for report in reports]
     assert not read[0] & read[1] and set(range(16)) <= read[0] | read[1]
-    moved, result = run(tmp_path / "two", max_steps=4, precision="fp32")
+    moved, result = run(tmp_path / "two", max_steps=4, precision="fp32", matrices=matrices)
     assert result.state.step == 4
     for p, q in zip(alone.parameters(), moved.parameters(), strict=True):
-        assert torch.allclose(p, q, atol=1e-5)
+        assert torch.allclose(p, q, atol=1e-5 if matrices == "adamw" else 1e-3)  # muon multiplies in bfloat16
     one, two = (read_metrics(tmp_path / name / "metrics") for name in ("one", "two"))
     assert [r["tokens"] for r in one] == [r["tokens"] for r in two]
     assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-5)
@@ -238,6 +239,19 @@ def test_only_matrices_decay_unless_all_is_asked_for():
     assert [(g["weight_decay"], {p.ndim for p in g["params"]}) for g in groups] == [(0.1, {2}), (0.0, {1})]
     groups = make_optimizer(LVM(MODEL), replace(OPTIM, decay="all")).param_groups
     assert [(g["weight_decay"], {p.ndim for p in g["params"]}) for g in groups] == [(0.1, {1, 2})]
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_orthogonalises_their_updates():
+    model = LVM(MODEL, 1)
+    optimizer = make_optimizer(model, replace(OPTIM, matrices="muon", weight_decay=0.0))
+    blocks = {id(p) for name, p in model.named_parameters() if name.startswith("layers.") and p.ndim == 2}
+    assert {id(p) for p in optimizer.parts[1].param_groups[0]["params"]} == blocks
+    before = model.layers[0].mlp.gate.weight.detach().clone()
+    model.nll(torch.randint(20, (2, 17))).mean().backward()
+    gradient = model.layers[0].mlp.gate.weight.grad
+    optimizer.step()
+    spread = lambda matrix: float((lambda values: values[0] / values.median())(torch.linalg.svdvals(matrix.float())))
+    assert spread(model.layers[0].mlp.gate.weight.detach() - before) < 2 < spread(gradient)
 
 
 def test_batches_that_do_not_divide_and_models_of_other_codes_are_refused_with_a_remedy(tmp_path):
