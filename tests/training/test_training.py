@@ -84,7 +84,7 @@ def test_one_rank_and_two_read_the_same_windows_and_learn_the_same(tmp_path, mat
     one, two = (read_metrics(tmp_path / name / "metrics") for name in ("one", "two"))
     assert [r["tokens"] for r in one] == [r["tokens"] for r in two]
     assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-5)
-    assert two[-1]["grad_norm"] == pytest.approx(one[-1]["grad_norm"], rel=1e-4)
+    assert two[-1]["grad_norm"] == pytest.approx(one[-1]["grad_norm"], rel=1e-4 if matrices == "adamw" else 1e-3)
 
 
 def test_a_run_moves_from_two_ranks_to_one_and_back(tmp_path):
