@@ -68,7 +68,7 @@ def main() -> None:
 
     states = []
     real = module.new_state
-    module.new_state = lambda *arguments: states.append(real(*arguments)) or states[-1]
+    module.new_state = lambda *arguments, **options: states.append(real(*arguments, **options)) or states[-1]
     module.train(small(**changes), out, flat_pictures(), say, "cpu")
     (out / f"rank-{rank}.json").write_text(json.dumps(digest(module.state_tensors(states[0]))))
     if world_size > 1:
