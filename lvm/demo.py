@@ -85,7 +85,7 @@ def run_demo(
     else:
         source = open_source({"kind": "pictures", "path": str(pictures), "views": VIEWS})
         out = out or Path("runs") / f"demo-{pictures.resolve().name}"
-        changes.append("data=pictures")
+        changes += ["data=pictures", "optim.matrices=adamw"]  # Muon soon has a small folder by heart (docs/log.md)
         config = checked_config([*changes, *(o for o in overrides if ".entries." not in o)], vq)
         with stage("pictures to tokens"):
             opened = picture_store(source, out, vq, name)
