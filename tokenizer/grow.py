@@ -1,7 +1,7 @@
 """A net that starts from one of fewer levels: its inner levels have learned on small pictures what a code may say.
 
 At 256 px most of a step is spent in the outer levels, while colour and codes are learned in the inner ones. So a net of
-f=4 learns on pictures of 64 px first, for a tenth of the time, and the net of f=16 takes its levels over (progressive
+f=4 learns on pictures of 64 px first, for a fifth of the time, and the net of f=16 takes its levels over (progressive
 growing, arXiv 1710.10196). Only what touches pixels starts anew: the first and the last convolution, and the encoder's
 block in which the widths meet.
 """

@@ -8,7 +8,7 @@ import platform
 def keep_freed_memory() -> None:
     """Let the C library keep what is freed, to be given out again; for the start of a command.
 
-    Else it hands each large tensor back to the system, and the next one is faulted in page by page: 15% of a CPU
+    Else it hands each large tensor back to the system, and the next one is faulted in page by page: 12% of a CPU
     step of the demo's net. glibc alone has the setting; elsewhere, and where MALLOC_* variables say otherwise, nothing
     happens.
     """

@@ -83,10 +83,12 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizers:
     `matrices` "muon" orthogonalises the updates of the blocks' matrices (Keller Jordan 2024), scaled so that AdamW's
     learning rate and weight decay fit (arXiv 2502.16982); embedding, head and norms stay with AdamW.
     """
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    of_blocks = [p for name, p in named.items() if name.startswith("layers.") and p.ndim == 2]
-    by_muon = of_blocks if config.matrices == "muon" else []
-    others = [p for p in named.values() if all(p is not taken for taken in by_muon)]
+    by_muon: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            of_block = name.startswith("layers.") and p.ndim == 2
+            (by_muon if of_block and config.matrices == "muon" else others).append(p)
     decayed = [p for p in others if p.ndim > 1 or config.decay == "all"]
     kept = [p for p in others if p.ndim <= 1 and config.decay != "all"]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]

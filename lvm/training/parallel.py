@@ -71,8 +71,8 @@ def make_loss(model: LVM, dtype: torch.dtype, document_mask: bool, compile: bool
         nll = weighted(nll, role)
         return nll.sum() / targets, nll.detach()
 
-    if compile:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # of CPUs too: else bf16 products become float32
+    if compile and next(model.parameters()).device.type == "cpu":
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # CPUs obey it: else bf16 products become float32
     return torch.compile(loss, dynamic=False) if compile else loss
 
 

@@ -30,7 +30,7 @@ def test_grown_levels_compute_what_the_inner_ones_did():
     assert not any("mid" in name or "quant" in name for name in fresh)
 
 
-def test_a_run_grows_once_and_keeps_what_it_grew_from(tmp_path):
+def test_a_run_starts_from_the_net_it_grows_from(tmp_path):
     train(small(steps=12), tmp_path / "inner", flat_pictures(), print, torch.device("cpu"))
     config = small(
         model={"hidden_channels": 4, "channel_mult": [1, 2, 4]},
