@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from tokenizer.norm import GroupNorm
 from tokenizer.quantizer import VectorQuantizer
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ PRESETS = {
 }
 
 
-def group_norm(width: int, config: VQGANConfig) -> nn.GroupNorm:
-    return nn.GroupNorm(config.norm_groups, width, eps=1e-6)
+def group_norm(width: int, config: VQGANConfig) -> GroupNorm:
+    return GroupNorm(config.norm_groups, width, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
