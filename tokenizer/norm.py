@@ -58,9 +58,7 @@ def _over_groups(x: "Float[Tensor, 'n c']", num_groups: int) -> "Float[Tensor, '
 
 
 @group_affine.register_fake
-def _(
-    sums: Tensor, squares: Tensor, weight: Tensor, bias: Tensor, num_groups: int, numbers: int, eps: float
-) -> Tensor:
+def _(sums: Tensor, squares: Tensor, weight: Tensor, bias: Tensor, num_groups: int, numbers: int, eps: float) -> Tensor:
     return sums.new_empty((2, *sums.shape))
 
 

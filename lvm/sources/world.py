@@ -31,12 +31,15 @@ class WorldConfig:
     num_scenes: int = 20_000
     num_clips: int = 2_000
     num_things: tuple[int, int] = (2, 6)  # objects in a scene, from and to
+    num_figures: tuple[int, int] = (0, 0)  # people in it, from and to; they bring the channel `pose`
     num_frames: int = 16  # of a clip
     num_latents: int = 72  # palettes, line colours, lights, strengths; a sentence shares one
     channels: tuple[str, ...] = CHANNELS  # those that are drawn; `image` among them
     latents_per_scene: int = 2  # under how many of them a scene is drawn: the views 1 + latent of its item
 
     def __post_init__(self) -> None:
+        if not 0 <= self.num_figures[0] <= self.num_figures[1] <= 6:
+            raise UserError(f"num_figures {self.num_figures} must be from 0 to 6, the smaller first")
         unknown = [name for name in self.channels if name not in CHANNELS]
         if unknown or "image" not in self.channels:
             wrong = f"names {unknown[0]!r}" if unknown else "lacks image"
@@ -57,7 +60,8 @@ class WorldSource:
 
     def __init__(self, config: WorldConfig):
         self.config = config
-        self.channels = tuple(name for name in CHANNELS if name in config.channels)
+        drawn = config.channels if config.num_figures[1] else set(config.channels) - {"pose"}
+        self.channels = tuple(name for name in CHANNELS if name in drawn)
         self.latents = make_latents(config.seed, config.num_latents)
         self.num_trained_latents = config.num_latents - config.num_latents // 10
 
@@ -88,7 +92,7 @@ class WorldSource:
 
     def scene(self, i: int) -> Scene:
         rng = generator(self.config.seed, self.config.split, "scene", i)
-        return sample_scene(rng, self.config.num_things)
+        return sample_scene(rng, self.config.num_things, num_figures=self.config.num_figures)
 
     def clip(self, number: int) -> tuple[str, list[Scene]]:
         rng = generator(self.config.seed, self.config.split, "clip", number)

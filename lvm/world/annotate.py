@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lvm.pictures import boxes, depth, derive, edges, normals, segmentation
+from lvm.pictures import boxes, depth, derive, edges, normals, segmentation, skeletons
 from lvm.runtime.hashing import seed_from
+from lvm.world.figures import LIMBS
 from lvm.world.render import FAR, NEAR, SUPERSAMPLING, Surfaces, halve, shade
-from lvm.world.scene import CLASSES, Scene, generator
+from lvm.world.scene import CLASSES, KINDS, Scene, generator
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, Int64, UInt8
 
-CHANNELS = ("image", "depth", "normal", "gray", "segmentation", "edge", "box", "relit", "masked", "noisy", "dark")
-STEADY_CHANNELS = CHANNELS[:4]  # the same under every latent: stored once, in view 0
-LATENT_CHANNELS = CHANNELS[4:]
+STEADY_CHANNELS = ("image", "depth", "normal", "gray")  # the same under every latent: stored once, in view 0
+LATENT_CHANNELS = ("segmentation", "edge", "box", "relit", "masked", "noisy", "dark")
+CHANNELS = STEADY_CHANNELS + LATENT_CHANNELS + ("pose",)  # pose, steady too, where there are people
 
 _COLOURS = np.array(
     [
@@ -57,9 +58,10 @@ def make_latents(seed: int, num_latents: int) -> list[Latent]:
         angle, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 0.6)
         line, tint = int(rng.integers(len(_LINES))), int(rng.integers(len(_TINTS)))
         strength = float(rng.uniform())
-        if tuple(order) in taken:
+        shown = tuple(order[: 1 + len(KINDS)])
+        if shown in taken:
             continue
-        taken.add(tuple(order))
+        taken.add(shown)
         light = np.array([np.cos(angle), np.sin(angle), 0.0]) * np.sqrt(1 - height**2) + [0, 0, height]
         latents.append(
             Latent(len(latents), _COLOURS[order], _LINES[line], light.astype(np.float32), _TINTS[tint], strength)
@@ -76,6 +78,7 @@ def steady_channels(scene: Scene, surfaces: Surfaces) -> dict[str, "UInt8[np.nda
         "depth": depth.draw(sampled(surfaces.depth), NEAR, FAR),
         "normal": normals.draw(in_camera),
         "gray": derive.gray(photo),
+        "pose": skeletons.draw(visible_joints(scene, surfaces), LIMBS, np.zeros_like(photo)),
     }
 
 
@@ -107,8 +110,9 @@ def sampled(buffer: Any) -> Any:
 
 
 def class_map(scene: Scene, surfaces: Surfaces) -> "Int64[np.ndarray, 'y x']":
-    """0 background, 1 + kind for objects."""
-    of_thing = np.array([1 + body.kind for body in scene.things] + [0, 0])  # ids -1 and -2 index the end
+    """0 background, 1 + kind for objects, the last class for people."""
+    kinds = [1 + body.kind for body in scene.things] + [len(CLASSES) - 1] * len(scene.figures)
+    of_thing = np.array(kinds + [0, 0])  # ids -1 and -2 index the end
     return of_thing[sampled(surfaces.thing)]
 
 
@@ -116,11 +120,28 @@ def visible_boxes(scene: Scene, surfaces: Surfaces, least: float = 0.004) -> lis
     """Boxes round what is seen of each object, (left, top, right, bottom); none for slivers under `least` of it."""
     ids = sampled(surfaces.thing)
     found = []
-    for index in range(len(scene.things)):
+    for index in range(len(scene.things) + len(scene.figures)):
         ys, xs = np.nonzero(ids == index)
         if len(ys) >= max(4, least * ids.size):
             found.append((int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1))
     return found
+
+
+def visible_joints(scene: Scene, surfaces: Surfaces) -> "list[Float32[np.ndarray, '14 2']]":
+    """The joints of each person in pixels (x, y); NaN where out of the picture or behind something else."""
+    position, forward, right, up = scene.camera.frame()
+    half, n = np.tan(scene.camera.field_of_view / 2), len(surfaces.thing)
+    people = []
+    for index, figure in enumerate(scene.figures, len(scene.things)):
+        towards = figure.joints() - position
+        ahead = towards @ forward
+        places: Any = np.stack([1 + towards @ right / ahead / half, 1 - towards @ up / ahead / half], 1) / 2 * n
+        inside = ((places >= 0) & (places < n)).all(1)
+        columns, rows = np.where(inside[:, None], places, 0).astype(np.int64).T
+        hidden = (surfaces.thing[rows, columns] != index) & (surfaces.depth[rows, columns] < ahead)
+        places[~inside | hidden] = np.nan
+        people.append((places / SUPERSAMPLING).astype(np.float32))
+    return people
 
 
 def edge_strength(surfaces: Surfaces) -> "Float32[np.ndarray, 'y x']":

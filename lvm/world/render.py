@@ -4,12 +4,15 @@ Each object is intersected only inside the rectangle its bounding box projects t
 photos are averaged down, annotations sampled, so that labels stay exact.
 """
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lvm.world.scene import GROUND_COLOURS, KIND_COLOURS, Camera, Scene, Thing
+from lvm.world.scene import FIGURE_COLOUR, GROUND_COLOURS, KIND_COLOURS, Camera, Scene, Thing
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float32, Int8, UInt8
@@ -18,6 +21,7 @@ SUPERSAMPLING = 2
 NEAR, FAR = 3.5, 16.0  # the range of depth pictures, in world units
 NO_SURFACE, GROUND = -2, -1  # object ids beside 0, 1, ...
 AMBIENT = 0.38
+_SHADOW = (1.0, 1.0, 1.0, 0.8)  # of each kind, as a share of its bounding sphere
 
 
 @dataclass
@@ -25,7 +29,7 @@ class Surfaces:
     """What each ray hits first, at `SUPERSAMPLING` times the picture's resolution. Arrays are [y, x, ...]."""
 
     depth: "Float32[np.ndarray, 'y x']"  # along the camera's forward axis; infinite where nothing is hit
-    thing: "Int8[np.ndarray, 'y x']"  # index into scene.things, GROUND or NO_SURFACE
+    thing: "Int8[np.ndarray, 'y x']"  # index into scene.things + scene.figures, GROUND or NO_SURFACE
     normal: "Float32[np.ndarray, 'y x 3']"  # in world axes
     point: "Float32[np.ndarray, 'y x 3']"
     albedo: "Float32[np.ndarray, 'y x 3']"
@@ -47,29 +51,40 @@ def cast(scene: Scene, size: int) -> Surfaces:
     thing = np.where(hit, GROUND, NO_SURFACE).astype(np.int8)
     normal = np.zeros((n, n, 3), np.float32)
     normal[hit, 2] = 1
-    for index, body in enumerate(scene.things):
-        window = _window(body, scene.camera, n, float(half))
+
+    def put(index: int, bounds: Any, intersect: Callable[[Any], tuple[Any, Any]]) -> None:
+        window = _window(bounds[0], bounds[1], scene.camera, n, float(half))
         if window is None:
-            continue
-        t, normals = _intersect(body, position, rays[window])
+            return
+        t, normals = intersect(rays[window])
         nearer = t < depth[window]
         depth[window][nearer] = t[nearer]
         thing[window][nearer] = index
         normal[window][nearer] = normals[nearer]
+
+    for index, body in enumerate(scene.things):
+        put(index, _bounds(body), partial(_intersect, body, position))
+    for index, figure in enumerate(scene.figures, len(scene.things)):
+        for a, b, radius in figure.capsules():
+            bounds = np.minimum(a, b) - radius, np.maximum(a, b) + radius
+            put(index, bounds, partial(_capsule, a, b, np.float32(radius), position))
     surfaces = thing > NO_SURFACE
     with np.errstate(invalid="ignore"):
         point = position + rays * np.where(surfaces, depth, 0)[..., None]
     return Surfaces(depth, thing, normal, point, _albedo(scene, thing, point), -steps)
 
 
-def _window(body: Thing, camera: Camera, n: int, half: float) -> tuple[slice, slice] | None:
-    """The pixels that may see `body`; None where it is out of the picture."""
-    position, forward, right, up = camera.frame()
+def _bounds(body: Thing) -> tuple[Any, Any]:
+    """The least and the greatest corner of a box about the body."""
     reach = body.radius * (1.4143 if body.kind == 1 else 1.0)
-    xs, ys = (body.x - reach, body.x + reach), (body.y - reach, body.y + reach)
-    corners = (
-        np.array([(x, y, z) for x in xs for y in ys for z in (body.z, body.z + body.height)], np.float32) - position
-    )
+    low = body.x - reach, body.y - reach, body.z
+    return np.array(low), np.array([body.x + reach, body.y + reach, body.z + body.height])
+
+
+def _window(low: Any, high: Any, camera: Camera, n: int, half: float) -> tuple[slice, slice] | None:
+    """The pixels that may see into the box from `low` to `high`; None where it is out of the picture."""
+    position, forward, right, up = camera.frame()
+    corners = np.array(list(itertools.product(*zip(low, high))), np.float32) - position
     ahead = corners @ forward
     if ahead.min() < 0.1:
         return slice(0, n), slice(0, n)
@@ -140,6 +155,33 @@ def _round(ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, r: Any, h: Any,
     return np.where(on_lid, lid, side), normal
 
 
+def _capsule(a: Any, b: Any, r: Any, position: Any, rays: Any) -> tuple[Any, Any]:
+    """Distance and normal of a cylinder from `a` to `b` with round ends."""
+    axis, from_a = b - a, position - a
+    length2 = axis @ axis
+    axis_d, axis_o = rays @ axis, axis @ from_a
+    d_d, d_o, o_o = np.einsum("yxi,yxi->yx", rays, rays), rays @ from_a, from_a @ from_a
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t, along = np.full(d_d.shape, np.inf, np.float32), np.zeros(d_d.shape, np.float32)
+        p = length2 * d_d - axis_d * axis_d
+        q = length2 * d_o - axis_o * axis_d
+        side = (-q - np.sqrt(q * q - p * (length2 * o_o - axis_o * axis_o - r * r * length2))) / p
+        at = axis_o + side * axis_d
+        on_side = (at > 0) & (at < length2)
+        t[on_side], along[on_side] = side[on_side], at[on_side] / length2
+        for end, place in ((a, 0.0), (b, 1.0)):
+            from_end = position - end
+            d_e = rays @ from_end
+            cap = (-d_e - np.sqrt(d_e * d_e - d_d * (from_end @ from_end - r * r))) / d_d
+            nearer = cap < t
+            t[nearer], along[nearer] = cap[nearer], place
+    t = np.where(np.isfinite(t) & (t > 0), t, np.float32(np.inf)).astype(np.float32)
+    hit = np.isfinite(t)
+    normal = np.zeros(rays.shape, np.float32)
+    normal[hit] = (from_a + rays[hit] * t[hit, None] - along[hit, None] * axis) / r
+    return t, normal
+
+
 def _albedo(scene: Scene, thing: Any, point: Any) -> Any:
     ground = thing == GROUND
     cos, sin = np.cos(scene.texture_yaw), np.sin(scene.texture_yaw)
@@ -156,6 +198,7 @@ def _albedo(scene: Scene, thing: Any, point: Any) -> Any:
         second = np.zeros_like(u)
     tones = GROUND_COLOURS[scene.texture] * np.float32(scene.ground_lightness)
     things = [KIND_COLOURS[body.kind] * np.float32(body.lightness) for body in scene.things]
+    things += [FIGURE_COLOUR * np.float32(figure.lightness) for figure in scene.figures]
     colours = np.array([*things, *tones, (0, 0, 0)], np.float32)  # the last two rows stand for GROUND and NO_SURFACE
     index = np.where(thing == NO_SURFACE, len(colours) - 1, thing)
     index[ground] = len(things) + second.astype(np.int8)
@@ -174,9 +217,12 @@ def shade(
     ground = surfaces.thing == GROUND
     on_ground = np.ascontiguousarray(surfaces.point[ground].T)  # each axis in one piece, for speed
     lit = np.ones(on_ground.shape[1], np.float32)
-    for body in scene.things:
-        centre = np.array([body.x, body.y, body.z + 0.45 * body.height], np.float32)
-        reach = np.float32(0.5 * (body.radius + body.height / 2) * (0.8 if body.kind == 3 else 1.0))
+    balls = [
+        (body.x, body.y, body.z + 0.45 * body.height, 0.5 * (body.radius + body.height / 2) * _SHADOW[body.kind])
+        for body in scene.things
+    ] + [(figure.x, figure.y, 0.5 * figure.height, 0.22 * figure.height) for figure in scene.figures]
+    for *middle, radius in balls:
+        centre, reach = np.array(middle, np.float32), np.float32(radius)
         to_centre = centre[:, None] - on_ground
         along = light @ to_centre
         off = np.sqrt(np.maximum(np.einsum("ip,ip->p", to_centre, to_centre) - along * along, 0))

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from lvm.runtime.hashing import seed_from
+from lvm.world.figures import Figure, sample_figure
 
 KINDS = ("sphere", "cube", "cylinder", "cone")
-CLASSES = ("background",) + KINDS
+CLASSES = ("background",) + KINDS + ("figure",)
 TEXTURES = ("plain", "checker", "stripes", "dots")
 
 # Linear RGB of each kind; a scene varies lightness only.
 KIND_COLOURS = np.array([[0.86, 0.16, 0.14], [0.15, 0.33, 0.85], [0.16, 0.65, 0.22], [0.93, 0.70, 0.12]], np.float32)
+FIGURE_COLOUR = np.array([0.55, 0.28, 0.62], np.float32)
 # Two tones for each texture.
 GROUND_COLOURS = np.array(
     [
@@ -69,6 +71,7 @@ class Scene:
     texture_yaw: float
     ground_lightness: float
     sky: tuple[float, float, float]
+    figures: tuple[Figure, ...] = ()
     camera: Camera = field(default_factory=Camera)
     light: tuple[float, float, float] = (float(DEFAULT_LIGHT[0]), float(DEFAULT_LIGHT[1]), float(DEFAULT_LIGHT[2]))
 
@@ -78,9 +81,13 @@ def generator(seed: int, *names: int | str) -> np.random.Generator:
 
 
 def sample_scene(
-    rng: np.random.Generator, num_things: tuple[int, int], size: tuple[float, float] = (0.5, 0.95)
+    rng: np.random.Generator,
+    num_things: tuple[int, int],
+    size: tuple[float, float] = (0.5, 0.95),
+    num_figures: tuple[int, int] = (0, 0),
 ) -> Scene:
-    """A scene of between `num_things[0]` and `num_things[1]` objects that stand apart; later ones may be hidden."""
+    """A scene of between `num_things[0]` and `num_things[1]` objects that stand apart, and of people among them; later
+    ones may be hidden."""
     wanted = int(rng.integers(num_things[0], num_things[1] + 1))
     things: list[Thing] = []
     for _ in range(40 * wanted):
@@ -91,7 +98,7 @@ def sample_scene(
             things.append(thing)
     texture = int(rng.integers(len(TEXTURES)))
     sky = np.array([0.55, 0.70, 0.92]) * rng.uniform(0.92, 1.06)
-    return Scene(
+    scene = Scene(
         things=tuple(things),
         texture=texture,
         texture_scale=float(rng.uniform(1.5, 2.4)),
@@ -100,6 +107,18 @@ def sample_scene(
         sky=(float(sky[0]), float(sky[1]), float(sky[2])),
         camera=Camera(height=float(rng.uniform(2.3, 3.1))),
     )
+    if not num_figures[1]:
+        return scene
+    figures: list[Figure] = []
+    wanted = int(rng.integers(num_figures[0], num_figures[1] + 1))
+    for _ in range(40 * wanted):
+        if len(figures) == wanted:
+            break
+        figure = sample_figure(rng)
+        places = [(o.x, o.y, o.radius) for o in things] + [(o.x, o.y, 0.25 * o.height) for o in figures]
+        if all(np.hypot(figure.x - x, figure.y - y) > 0.25 * figure.height + reach for x, y, reach in places):
+            figures.append(figure)
+    return replace(scene, figures=tuple(figures))
 
 
 def sample_thing(rng: np.random.Generator, size: tuple[float, float]) -> Thing:

@@ -6,7 +6,7 @@ import pytest
 from lvm.pictures import edges, segmentation
 from lvm.runtime import UserError
 from lvm.sources.world import WorldConfig, WorldSource
-from lvm.world.annotate import CHANNELS, STEADY_CHANNELS, class_map, make_latents, sampled, visible_boxes
+from lvm.world.annotate import LATENT_CHANNELS, STEADY_CHANNELS, class_map, make_latents, sampled, visible_boxes
 from lvm.world.render import cast
 from lvm.world.scene import CLASSES
 
@@ -36,7 +36,7 @@ def test_a_scene_holds_every_channel_once_steady_and_once_for_each_latent():
     items = world.read(0, 48)
     assert [item.view for item in items] == [0] + [1 + v for v in world.latents_of(0)]
     assert tuple(items[0].channels) == STEADY_CHANNELS
-    assert set(items[0].channels) | set(items[1].channels) == set(CHANNELS)
+    assert set(items[0].channels) | set(items[1].channels) == set(STEADY_CHANNELS + LATENT_CHANNELS)
     for item in items:
         for picture in item.channels.values():
             assert picture.shape == (1, 48, 48, 3) and picture.dtype == np.uint8
