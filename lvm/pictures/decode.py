@@ -1,23 +1,22 @@
 """Picture files to uint8 arrays, safely: refused by header before a pixel is decoded, one line for whatever is broken.
 
-Photos are squashed to a square with bicubic filtering, as the reference does, or cut to their centre first. Label maps
-are resized by nearest neighbour, line drawings by the maximum over each cell, so that thin lines stay.
+Photos are squashed to a square with bicubic filtering, as the reference does, or a part of them is (`geometry.py`).
+Label maps are resized by nearest neighbour, line drawings by the maximum over each cell, so that thin lines stay.
 """
 
 import io
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from lvm.pictures.geometry import Geometry, Resize, geometries
 from lvm.runtime import UserError
 
 if TYPE_CHECKING:
     from jaxtyping import Int64, UInt8
-
-Resize = Literal["squash", "crop"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 # PIL knows formats that run an interpreter (EPS) or unpack without bound; these do neither.
@@ -46,14 +45,16 @@ def decode(
 
     `file` is a path or the file's bytes. Raises `PictureError`.
     """
-    return shrink(load(file, max_pixels), size, resize, _name(file))
+    image = load(file, max_pixels)
+    return shrink(image, size, geometries(*image.size, resize)[0], _name(file))
 
 
 def decode_labels(
     file: str | Path | bytes, size: int, resize: Resize = "squash", max_pixels: int = MAX_PIXELS
 ) -> "Int64[np.ndarray, 'size size']":
     """Class ids of a label map with one channel or a palette; a mask of 0 and 255 alone becomes 0 and 1."""
-    return shrink_labels(load(file, max_pixels), size, resize, _name(file))
+    image = load(file, max_pixels)
+    return shrink_labels(image, size, geometries(*image.size, resize)[0], _name(file))
 
 
 def load(file: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -112,36 +113,37 @@ def to_rgb(image: Image.Image, name: str = "picture") -> Image.Image:
     return image.convert("RGB")
 
 
-def cut(image: Image.Image, resize: Resize) -> Image.Image:
-    """The part of the picture that is kept: all of it, or its central square."""
-    if resize == "squash" or image.width == image.height:
-        return image
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
-
-
 def shrink(
-    image: Image.Image, size: int, resize: Resize = "squash", name: str = "picture"
+    image: Image.Image, size: int, geometry: Geometry, name: str = "picture"
 ) -> "UInt8[np.ndarray, 'size size 3']":
-    return np.asarray(cut(to_rgb(image, name), resize).resize((size, size), Image.Resampling.BICUBIC))
+    part = geometry.cut(to_rgb(image, name))
+    return geometry.turn(np.asarray(part.resize((size, size), Image.Resampling.BICUBIC)))
+
+
+def shrink_colours(
+    image: Image.Image, size: int, geometry: Geometry, name: str = "picture"
+) -> "UInt8[np.ndarray, 'size size 3']":
+    """Of a picture whose colours mean something: the nearest pixel, never a mixture."""
+    part = geometry.cut(to_rgb(image, name))
+    return geometry.turn(np.asarray(part.resize((size, size), Image.Resampling.NEAREST)))
 
 
 def shrink_labels(
-    image: Image.Image, size: int, resize: Resize = "squash", name: str = "label map"
+    image: Image.Image, size: int, geometry: Geometry, name: str = "label map"
 ) -> "Int64[np.ndarray, 'size size']":
     if image.mode not in _LABEL_MODES:
         raise PictureError(name, f"has mode {image.mode}; a label map has one channel or a palette")
     # Asked of the whole map: a crop may hold 255 ("ignore") and background alone.
     binary = image.mode == "1" or set(np.unique(np.asarray(image)).tolist()) <= {0, 255}
-    labels = np.asarray(cut(image, resize).resize((size, size), Image.Resampling.NEAREST)).astype(np.int64)
+    part = geometry.cut(image).resize((size, size), Image.Resampling.NEAREST)
+    labels = geometry.turn(np.asarray(part)).astype(np.int64)
     return (labels != 0).astype(np.int64) if binary else labels
 
 
 def shrink_lines(
-    image: Image.Image, size: int, resize: Resize = "squash", name: str = "line drawing"
+    image: Image.Image, size: int, geometry: Geometry, name: str = "line drawing"
 ) -> "UInt8[np.ndarray, 'size size 3']":
     """Bright lines on black: each pixel is the maximum over the cell it covers, where averaging would fade them."""
-    lines = np.asarray(cut(to_rgb(image, name), resize))
+    lines = np.asarray(geometry.cut(to_rgb(image, name)))
     rows, columns = (np.arange(size) * side // size for side in lines.shape[:2])
-    return np.maximum.reduceat(np.maximum.reduceat(lines, rows, axis=0), columns, axis=1)
+    return geometry.turn(np.maximum.reduceat(np.maximum.reduceat(lines, rows, axis=0), columns, axis=1))

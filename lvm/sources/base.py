@@ -28,6 +28,7 @@ class Item:
     licence: str = ""
     caption: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)  # plain JSON values
+    origin: str = ""  # where it came from: a URL, or the path in the source
 
     @property
     def num_pictures(self) -> int:

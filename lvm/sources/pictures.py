@@ -17,22 +17,26 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-
-from lvm.pictures import decode, depth, segmentation
-from lvm.pictures.derive import DERIVED, derive
+from lvm.pictures import decode
+from lvm.pictures.derive import DERIVED
 from lvm.runtime import UserError
-from lvm.runtime.hashing import seed_from, uniform
 from lvm.sources.base import BrokenItem, Item
-
-if TYPE_CHECKING:
-    from jaxtyping import UInt8
+from lvm.sources.drawing import (
+    Annotation,
+    Colours,
+    Depth,
+    DrawingConfig,
+    Frame,
+    Labels,
+    Lines,
+    Photo,
+    Record,
+    draw_record,
+)
 
 # Part of every fingerprint: raise it when the same files and options give other pictures.
-PICTURES_VERSION = 1
+PICTURES_VERSION = 2
 
 PICTURE_FOLDERS = ("image", "images", "picture", "pictures", "photo", "photos", "rgb")
 CLIP_FOLDERS = ("frame", "frames", "clip", "clips", "video", "videos")
@@ -49,28 +53,25 @@ ANNOTATION_FOLDERS = {
 CHANNELS = ("image", "depth", "normal", "segmentation", "instance", "edge", "box", "pose", *DERIVED)
 
 
-@dataclass(frozen=True)
-class PicturesConfig:
+@dataclass(frozen=True, kw_only=True)
+class PicturesConfig(DrawingConfig):
     path: str  # the folder; ~ is the home folder
     name: str = ""  # of the source; the folder's name if empty
-    resize: decode.Resize = "squash"  # or crop: the central square
     clips: bool = False  # folders of pictures are clips whatever they are called
     frames: int = 16  # pictures of a clip's item; a longer clip is cut into windows, the last one ends with the clip
-    views: int = 2  # draws of masked, noisy and dark for each picture
-    derived: tuple[str, ...] = DERIVED  # channels made from the picture itself (not of clips)
     channels: dict[str, str] = field(default_factory=dict)  # annotation folder -> channel, beyond the known names
     include: tuple[str, ...] = ()  # patterns of paths below `path`, as "camvid/*"; empty: everything
     exclude: tuple[str, ...] = ()
     group_pattern: str = ""  # regular expression; what it matches of a picture's id is its group ("": the id itself)
-    licence: str = ""  # kept with each item
-    max_pixels: int = decode.MAX_PIXELS  # files of more are refused by their header
+    classes: str = ""  # JSON file of the classes of label maps: a list of names, or of objects with id and name
+    disparity: bool = False  # 16-bit depth files hold disparities
+    depth_near: float | None = None  # distance drawn white, in the files' unit; null: a picture's 2nd percentile
+    depth_far: float | None = None  # distance drawn black; null: its 98th
 
     def __post_init__(self) -> None:
-        for name in self.derived:
-            if name not in DERIVED:
-                raise UserError(f"derived channel {name!r} is unknown; known: {', '.join(DERIVED)}")
-        if not 1 <= self.frames <= 2048 or not 0 <= self.views < 2**16:
-            raise UserError(f"frames {self.frames} must be 1..2048 and views {self.views} 0..65535")
+        super().__post_init__()
+        if not 1 <= self.frames <= 2048:
+            raise UserError(f"frames {self.frames} must be from 1 to 2048")
         try:
             re.compile(self.group_pattern)
         except re.error as error:
@@ -86,6 +87,21 @@ class Unit:
     label: str  # "" if none
     is_clip: bool
     channels: Mapping[str, tuple[str, ...]]  # channel -> a file for each frame; "image" is always there
+
+
+def read_classes(file: str) -> dict[int, int]:
+    """Value in a label map -> class: the place of its object in a list of {"id", "name"}, one more for "unlabelled" in
+    front; of a list of names, the values are the classes."""
+    path = Path(file).expanduser()
+    try:
+        listed = json.loads(path.read_text())
+        if not isinstance(listed, list) or not listed:
+            raise ValueError("it holds no list")
+        if all(isinstance(entry, str) for entry in listed):
+            return {value: value for value in range(len(listed))}
+        return {int(entry["id"]): place for place, entry in enumerate(listed, 1)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"classes {path} cannot be used ({error}); it is a list of names, or of id and name") from None
 
 
 # Finding what is there.
@@ -248,38 +264,22 @@ def _group(id: str, config: PicturesConfig) -> str:
 # Reading a unit.
 
 
-def draw_annotation(
-    channel: str, file: Path, image: Image.Image, size: int, resize: decode.Resize
-) -> "UInt8[np.ndarray, 'size size 3']":
-    """An annotation as a picture: label maps in colours, depth near bright, lines kept visible; colours as they are."""
+def read_annotation(channel: str, file: Path, config: PicturesConfig, classes: Mapping[int, int] | None) -> Annotation:
+    """An annotation's file as what it is: a label map, deep depth, lines, colours that mean something, smooth ones."""
+    image, name = decode.load(file, config.max_pixels), str(file)
     if channel in ("segmentation", "instance") and image.mode not in ("RGB", "RGBA"):
-        return segmentation.draw(decode.shrink_labels(image, size, resize, str(file)))
+        return Labels(image, name, classes if channel == "segmentation" else None)
     if channel == "depth" and image.mode in decode.DEEP_MODES:
-        return _draw_depth(np.asarray(decode.cut(image, resize).resize((size, size), Image.Resampling.NEAREST)))
+        return Depth(image, name, config.disparity, config.depth_near, config.depth_far)
     if channel == "edge":
-        return decode.shrink_lines(image, size, resize, str(file))
-    if channel in ("segmentation", "instance", "box"):  # colours that mean something must not be mixed
-        rgb = decode.cut(decode.to_rgb(image, str(file)), resize)
-        return np.asarray(rgb.resize((size, size), Image.Resampling.NEAREST))
-    return decode.shrink(image, size, resize, str(file))
-
-
-def _draw_depth(depths: "np.ndarray") -> "UInt8[np.ndarray, 'y x 3']":
-    """16-bit depth in any unit, 0 unknown: between the picture's 2nd and 98th percentile; unknown is black."""
-    depths = depths.astype(np.float32)
-    known = depths > 0
-    if not known.any():
-        return np.zeros((*depths.shape, 3), np.uint8)
-    near, far = np.percentile(depths[known], [2, 98])
-    drawn = depth.draw(np.where(known, depths, np.inf), float(near), float(max(far, near * 1.001)))
-    return drawn
+        return Lines(image, name)
+    return (Colours if channel in ("segmentation", "instance", "box", "pose") else Photo)(image, name)
 
 
 class PicturesSource:
     """A folder of pictures; see the head of this file and `lvm.sources.base.Source`.
 
-    Item view 0 of a picture has image, annotations and gray; views 1..`views` have masked, noisy and dark, drawn anew
-    with a strength and place that depend on (id, view) alone. Raises `UserError` for a folder without pictures.
+    Raises `UserError` for a folder without pictures.
     """
 
     def __init__(self, config: PicturesConfig) -> None:
@@ -300,6 +300,7 @@ class PicturesSource:
         known = [channel for channel in CHANNELS if channel in found]
         self.channels = tuple(known + sorted(found - set(known)))
         self.labels = tuple(sorted({unit.label for unit in self.units if unit.label}))
+        self._classes = read_classes(config.classes) if config.classes else None
         self._label_numbers = {label: number for number, label in enumerate(self.labels)}
 
     def __len__(self) -> int:
@@ -318,44 +319,25 @@ class PicturesSource:
 
     def read(self, i: int, size: int) -> list[Item]:
         unit = self.units[i]
-        label = self._label_numbers.get(unit.label, -1)
         try:
-            channels = self._draw(unit, size)
+            record = Record(
+                unit.id,
+                unit.group,
+                [self._frame(unit, n) for n in range(len(unit.channels["image"]))],
+                unit.is_clip,
+                self._label_numbers.get(unit.label, -1),
+                self.config.licence,
+                origin=unit.channels["image"][0],
+            )
+            return draw_record(record, self.config, size)
         except decode.PictureError as error:
             raise BrokenItem(error.file, error.reason) from None
 
-        def item(view: int, channels: "dict[str, UInt8[np.ndarray, 'n y x 3']]") -> Item:
-            return Item(unit.id, unit.group, view, label, channels, licence=self.config.licence)
-
-        if unit.is_clip or not self.config.derived:
-            return [item(0, channels)]
-        picture = channels["image"][0]
-        if "gray" in self.config.derived and "gray" not in channels:
-            channels["gray"] = derive("gray", picture)[None]
-        items = [item(0, channels)]
-        degraded = [name for name in self.config.derived if name != "gray"]
-        for view in range(1, self.config.views + 1 if degraded else 1):
-            drawn = {}
-            for name in degraded:
-                seed = seed_from("derive", unit.id, view, name)
-                drawn[name] = derive(name, picture, float(uniform(seed)), seed)[None]
-            items.append(item(view, drawn))
-        return items
-
-    def _draw(self, unit: Unit, size: int) -> "dict[str, UInt8[np.ndarray, 'n y x 3']]":
-        drawn: dict[str, list[np.ndarray]] = {channel: [] for channel in unit.channels}
-        for n, path in enumerate(unit.channels["image"]):
-            picture = decode.load(self.root / path, self.config.max_pixels)
-            drawn["image"].append(decode.shrink(picture, size, self.resize, str(self.root / path)))
-            for channel, files in unit.channels.items():
-                if channel == "image":
-                    continue
-                file = self.root / files[n]
-                annotation = decode.load(file, self.config.max_pixels)
-                if annotation.size != picture.size:
-                    width, height = annotation.size
-                    raise BrokenItem(
-                        str(file), f"is {width} x {height}, its picture {path} {picture.width} x {picture.height}"
-                    )
-                drawn[channel].append(draw_annotation(channel, file, annotation, size, self.resize))
-        return {channel: np.stack(pictures) for channel, pictures in drawn.items()}
+    def _frame(self, unit: Unit, n: int) -> Frame:
+        file = self.root / unit.channels["image"][n]
+        annotations = {
+            channel: read_annotation(channel, self.root / files[n], self.config, self._classes)
+            for channel, files in unit.channels.items()
+            if channel != "image"
+        }
+        return Frame(decode.load(file, self.config.max_pixels), str(file), annotations)

@@ -24,7 +24,7 @@ Read = tuple[int, list[Item] | BrokenItem]  # unit number and what came of it
 
 READ_AHEAD = 2**29  # bytes of pictures that may lie ready: a tokenizer's first batch may take a minute to compile
 
-_ITEM_FIELDS = ("id", "group", "view", "label", "licence", "caption", "meta")
+_ITEM_FIELDS = ("id", "group", "view", "label", "licence", "caption", "origin", "meta")
 
 
 def read_units(

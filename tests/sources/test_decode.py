@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lvm.pictures.decode import PictureError, decode, decode_labels, load, shrink_lines
+from lvm.pictures.geometry import Geometry
 
 RNG = np.random.default_rng(0)
 PHOTO = Image.fromarray(RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8))
@@ -130,6 +131,6 @@ def test_label_maps_keep_their_ids_and_binary_masks_become_0_and_1():
 def test_a_line_of_one_pixel_survives_shrinking():
     lines = np.zeros((256, 384), np.uint8)
     lines[100] = 255
-    small = shrink_lines(Image.fromarray(lines), 48)
+    small = shrink_lines(Image.fromarray(lines), 48, Geometry(0, 0, lines.shape[1], lines.shape[0]))
     assert small.shape == (48, 48, 3) and (small.max((1, 2)) == 255).sum() == 1
-    assert shrink_lines(Image.fromarray(lines[:10, :10]), 16).shape == (16, 16, 3)
+    assert shrink_lines(Image.fromarray(lines[:10, :10]), 16, Geometry(0, 0, 10, 10)).shape == (16, 16, 3)

@@ -103,7 +103,7 @@ def test_a_rotated_photo_fits_its_upright_mask_and_not_one_that_lies_as_the_file
     Image.new("L", (16, 32)).save(tmp_path / "masks/a.png")
     assert "segmentation" in open_source(tmp_path).read(0, 8)[0].channels
     Image.new("L", (32, 16)).save(tmp_path / "masks/a.png")
-    with pytest.raises(BrokenItem, match=r"masks/a.png: is 32 x 16, its picture images/a.jpg 16 x 32"):
+    with pytest.raises(BrokenItem, match=r"masks/a.png: is 32 x 16, its picture .*images/a.jpg 16 x 32"):
         open_source(tmp_path).read(0, 8)
 
 

@@ -175,7 +175,7 @@ def test_folders_that_make_no_sense_are_one_line(tmp_path, files, message):
 def test_an_annotation_of_another_size_is_named_with_both_sizes(tmp_path):
     save(tmp_path / "images/a.jpg")
     save(tmp_path / "masks/a.png", (12, 12))
-    with pytest.raises(BrokenItem, match=r"masks/a.png: is 12 x 12, its picture images/a.jpg 16 x 12"):
+    with pytest.raises(BrokenItem, match=r"masks/a.png: is 12 x 12, its picture .*images/a.jpg 16 x 12"):
         open_source(tmp_path).read(0, 8)
 
 

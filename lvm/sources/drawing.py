@@ -1,0 +1,244 @@
+"""From what a file source found to items: every channel through one geometry, degraded copies, mirrored and cut views.
+
+A source that knows files makes `Record`s: frames, each a picture with the annotations that belong to it. How these
+become square pictures, views and items is the same for all of them and decided here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from lvm.pictures import boxes, decode, depth, segmentation, skeletons
+from lvm.pictures.derive import DERIVED, derive
+from lvm.pictures.geometry import Geometry, Resize, geometries
+from lvm.runtime import UserError
+from lvm.runtime.hashing import seed_from, uniform
+from lvm.sources.base import Item
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt8
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawingConfig:
+    """Options of every source of files."""
+
+    resize: Resize = "squash"  # crop: the central square; six: six squares that cover the picture, a view each
+    flip: bool = False  # each of these mirrored too, as further views
+    views: int = 2  # draws of the degraded channels for each picture
+    derived: tuple[str, ...] = DERIVED  # channels made from the picture itself (not of clips)
+    licence: str = ""  # kept with each item, where the data say none themselves
+    max_pixels: int = decode.MAX_PIXELS  # files of more are refused by their header
+
+    def __post_init__(self) -> None:
+        for name in self.derived:
+            if name not in DERIVED:
+                raise UserError(f"derived channel {name!r} is unknown; known: {', '.join(DERIVED)}")
+        if not 0 <= self.views < 2**15:
+            raise UserError(f"views {self.views} must be from 0 to {2**15 - 1}")
+
+
+# Annotations before they are drawn.
+
+
+class Annotation(Protocol):
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height where it has them; they must be the picture's."""
+
+    def draw(
+        self, geometry: Geometry, size: int, photo: "UInt8[np.ndarray, 'size size 3']"
+    ) -> "UInt8[np.ndarray, 'size size 3']": ...
+
+
+@dataclass(frozen=True)
+class _OfImage:
+    image: Image.Image
+    name: str  # of the file, for errors
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return self.image.size
+
+
+@dataclass(frozen=True)
+class Photo(_OfImage):
+    """Smooth colours: photos, normals."""
+
+    def draw(self, geometry: Geometry, size: int, photo: Any) -> "UInt8[np.ndarray, 'y x 3']":
+        return decode.shrink(self.image, size, geometry, self.name)
+
+
+@dataclass(frozen=True)
+class Colours(_OfImage):
+    """Colours that mean something and must not be mixed."""
+
+    def draw(self, geometry: Geometry, size: int, photo: Any) -> "UInt8[np.ndarray, 'y x 3']":
+        return decode.shrink_colours(self.image, size, geometry, self.name)
+
+
+@dataclass(frozen=True)
+class Lines(_OfImage):
+    """Bright lines on black."""
+
+    def draw(self, geometry: Geometry, size: int, photo: Any) -> "UInt8[np.ndarray, 'y x 3']":
+        return decode.shrink_lines(self.image, size, geometry, self.name)
+
+
+@dataclass(frozen=True)
+class Labels(_OfImage):
+    """A label map; `classes` gives each value its class (others are class 0), None takes values as classes."""
+
+    classes: Mapping[int, int] | None = None
+
+    def draw(self, geometry: Geometry, size: int, photo: Any) -> "UInt8[np.ndarray, 'y x 3']":
+        labels = decode.shrink_labels(self.image, size, geometry, self.name)
+        if self.classes is not None:
+            values, places = np.unique(labels, return_inverse=True)
+            labels = np.array([self.classes.get(int(value), 0) for value in values])[places].reshape(labels.shape)
+        return segmentation.draw(labels)
+
+
+@dataclass(frozen=True)
+class Depth(_OfImage):
+    """16-bit values, 0 unknown: distances, or with `disparity` their inverses. Drawn between `near` and `far` (in the
+    values' unit), by default the drawn part's 2nd and 98th percentile; unknown is black."""
+
+    disparity: bool = False
+    near: float | None = None
+    far: float | None = None
+
+    def draw(self, geometry: Geometry, size: int, photo: Any) -> "UInt8[np.ndarray, 'y x 3']":
+        part = geometry.cut(self.image).resize((size, size), Image.Resampling.NEAREST)
+        values = geometry.turn(np.asarray(part)).astype(np.float32)
+        known = values > 0
+        if not known.any():
+            return np.zeros((size, size, 3), np.uint8)
+        with np.errstate(divide="ignore"):
+            distance = 1 / values if self.disparity else values
+        near, far = (float(value) for value in np.percentile(distance[known], [2, 98]))
+        near, far = self.near or near, self.far or far
+        return depth.draw(np.where(known, distance, np.inf), near, max(far, near * 1.001))
+
+
+@dataclass(frozen=True)
+class Skeletons:
+    """Joints of people in the picture's pixels, NaN where unknown; on black."""
+
+    people: "Sequence[Float[np.ndarray, 'k 2']]"
+    limbs: Sequence[tuple[int, int]]
+    size: tuple[int, int] | None = None
+
+    def draw(self, geometry: Geometry, size: int, photo: Any) -> "UInt8[np.ndarray, 'y x 3']":
+        placed = [geometry.points(person, size) for person in self.people]
+        return skeletons.draw(placed, self.limbs, np.zeros((size, size, 3), np.uint8))
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """(left, top, right, bottom) in the picture's pixels; outlined on the photo."""
+
+    boxes: "Sequence[tuple[float, float, float, float]]"
+    colour: tuple[int, int, int] = (255, 0, 0)
+    size: tuple[int, int] | None = None
+
+    def draw(self, geometry: Geometry, size: int, photo: "UInt8[np.ndarray, 'y x 3']") -> "UInt8[np.ndarray, 'y x 3']":
+        placed = []
+        for left, top, right, bottom in self.boxes:
+            corners = np.sort(geometry.points(np.array([[left, top], [right, bottom]]), size), axis=0)
+            (x0, y0), (x1, y1) = np.clip(np.rint(corners), 0, size).astype(int).tolist()
+            if x1 > x0 and y1 > y0:
+                placed.append((x0, y0, x1, y1))
+        return boxes.draw(photo, placed, self.colour, max(2, round(size / 64)))
+
+
+# Records.
+
+
+@dataclass(frozen=True)
+class Frame:
+    picture: Image.Image
+    name: str  # of the picture's file, for errors
+    annotations: Mapping[str, Annotation] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A picture or a clip as a source found it; see `Item` for the fields."""
+
+    id: str
+    group: str
+    frames: Sequence[Frame]
+    is_clip: bool = False
+    label: int = -1
+    licence: str = ""
+    caption: str = ""
+    origin: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def draw_record(record: Record, config: DrawingConfig, size: int) -> list[Item]:
+    """Its items. View 0: picture, annotations and gray; views 1..`views`: degraded, with a strength and place that
+    depend on (id, view) alone. A further view for each further geometry holds all of these, one degraded draw each.
+
+    Raises `PictureError` for an annotation of another size than its picture.
+    """
+    sizes = {frame.picture.size for frame in record.frames}
+    if len(sizes) > 1:
+        raise decode.PictureError(record.id, f"has frames of different sizes ({sorted(sizes)[0]}, {sorted(sizes)[1]})")
+    for frame in record.frames:
+        for channel, annotation in frame.annotations.items():
+            if annotation.size is not None and annotation.size != frame.picture.size:
+                (width, height), (wide, high) = annotation.size, frame.picture.size
+                name = getattr(annotation, "name", f"{channel} of {frame.name}")
+                raise decode.PictureError(name, f"is {width} x {height}, its picture {frame.name} {wide} x {high}")
+    views = geometries(*record.frames[0].picture.size, config.resize, config.flip)
+    degraded = [name for name in config.derived if name != "gray"]
+    if record.is_clip:
+        degraded = []
+    later = config.views if degraded else 0
+    items = []
+    for number, geometry in enumerate(views):
+        channels = draw_frames(record.frames, geometry, size)
+        picture = channels["image"][0]
+        if "gray" in config.derived and not record.is_clip and "gray" not in channels:
+            channels["gray"] = derive("gray", picture)[None]
+        cut = {"geometry": geometry.as_json()} if len(views) > 1 or config.resize != "squash" else {}
+        view = 0 if number == 0 else later + number
+        if number > 0 and later:
+            channels |= degrade(record.id, view, degraded, picture)
+        items.append(_item(record, view, channels, {**record.meta, **cut}))
+        if number == 0:
+            items += [_item(record, v, degrade(record.id, v, degraded, picture), {}) for v in range(1, later + 1)]
+    return items
+
+
+def draw_frames(
+    frames: Sequence[Frame], geometry: Geometry, size: int
+) -> "dict[str, UInt8[np.ndarray, 'n size size 3']]":
+    """Every channel that all frames have."""
+    drawn: dict[str, list[np.ndarray]] = {"image": []}
+    for frame in frames:
+        photo = decode.shrink(frame.picture, size, geometry, frame.name)
+        drawn["image"].append(photo)
+        for channel, annotation in frame.annotations.items():
+            drawn.setdefault(channel, []).append(annotation.draw(geometry, size, photo))
+    return {channel: np.stack(pictures) for channel, pictures in drawn.items() if len(pictures) == len(frames)}
+
+
+def degrade(
+    id: str, view: int, names: Sequence[str], picture: "UInt8[np.ndarray, 'y x 3']"
+) -> "dict[str, UInt8[np.ndarray, '1 y x 3']]":
+    drawn = {}
+    for name in names:
+        seed = seed_from("derive", id, view, name)
+        drawn[name] = derive(name, picture, float(uniform(seed)), seed)[None]
+    return drawn
+
+
+def _item(record: Record, view: int, channels: "dict[str, UInt8[np.ndarray, 'n y x 3']]", meta: dict[str, Any]) -> Item:
+    r = record
+    return Item(r.id, r.group, view, r.label, channels, r.licence, r.caption, meta, r.origin)
