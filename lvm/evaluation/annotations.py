@@ -27,11 +27,10 @@ from lvm.evaluation.measures import (
     nearest_colour,
 )
 from lvm.pictures import depth, normals
+from lvm.pictures.pieces import Box, bounds, label
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, UInt8
-
-Box = tuple[int, int, int, int]  # left, top, right, bottom; the last two exclusive
 
 LEAST_PART = 3  # pixels of a colour that count as a drawn part of a pose
 
@@ -107,20 +106,7 @@ def normal_degrees(picture: "UInt8[np.ndarray, 'y x 3']", decoded: "UInt8[np.nda
 
 def pieces(mask: "Bool[np.ndarray, 'y x']") -> list[Box]:
     """Bounding boxes of the connected pieces of a mask (eight neighbours; gaps of two pixels count as closed)."""
-    waiting = {(y, x) for y, x in np.argwhere(grow(mask)).tolist()}
-    found = []
-    while waiting:
-        edge = [waiting.pop()]
-        piece = list(edge)
-        while edge:
-            y, x = edge.pop()
-            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & waiting
-            waiting -= near
-            edge.extend(near)
-            piece.extend(near)
-        ys, xs = np.array([place for place in piece if mask[place]]).T
-        found.append((int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1))
-    return sorted(found)
+    return sorted(bounds(np.where(mask, label(grow(mask)), 0)).values())
 
 
 def iou(a: Box, b: Box) -> float:

@@ -38,5 +38,6 @@ def read(
     picture: "UInt8[np.ndarray, '*n y x 3']", palette: "UInt8[np.ndarray, 'k 3']" = PALETTE
 ) -> "Int[np.ndarray, '*n y x']":
     """The class whose colour is nearest (L2) at each pixel; exact for what `draw` drew with distinct colours."""
-    pixels = np.asarray(picture).astype(np.float32)[..., None, :]
-    return ((pixels - np.asarray(palette, dtype=np.float32)) ** 2).sum(-1).argmin(-1)
+    pixels, colours = np.asarray(picture).astype(np.float32), np.asarray(palette, dtype=np.float32)
+    # |p - c|^2 without |p|^2, which does not change the order; whole numbers that float32 holds exactly
+    return ((colours**2).sum(-1) - 2 * pixels @ colours.T).argmin(-1)
