@@ -42,8 +42,8 @@ def read(
     Exact where the lines of two boxes do not touch, not even by corners (one box may lie in another), and the photo
     lacks the line's colour where lines are drawn. Boxes whose lines touch or cross are read as one.
     """
-    to_line = _squared(picture, line)
-    to_ground = _squared(picture, 0 if photo is None else photo)
+    to_line = squared_distance(picture, line)
+    to_ground = squared_distance(picture, 0 if photo is None else photo)
     lines = (to_line < NEAR_LINE**2) & (to_line < to_ground)
     return sorted(piece.box for piece in pieces.find(lines) if piece.size >= least)
 
@@ -75,11 +75,11 @@ def read_filled(
     that do not overlap, of which two of one class share no side, on a photo without the colours of the palette.
     """
     classes = segmentation.read(picture, palette[1:]) + 1
-    classes[_squared(picture, palette[classes]) >= _squared(picture, 0 if photo is None else photo)] = 0
+    classes[squared_distance(picture, palette[classes]) >= squared_distance(picture, 0 if photo is None else photo)] = 0
     found = sorted((p.box, p.value) for p in pieces.find(classes, corners=False) if p.size >= least)
     return [box for box, _ in found], [k for _, k in found]
 
 
-def _squared(picture: "UInt8[np.ndarray, 'y x 3']", colours: Any) -> Any:
+def squared_distance(picture: "UInt8[np.ndarray, 'y x 3']", colours: Any) -> Any:
     """Squared distance in RGB to a colour [3] or a picture [y, x, 3]."""
     return np.square(picture.astype(np.int64) - np.asarray(colours, np.int64)).sum(-1)
