@@ -4,8 +4,10 @@ A source that knows files makes `Record`s: frames, each a picture with the annot
 become square pictures, views and items is the same for all of them and decided here.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -39,6 +41,31 @@ class DrawingConfig:
                 raise UserError(f"derived channel {name!r} is unknown; known: {', '.join(DERIVED)}")
         if not 0 <= self.views < 2**15:
             raise UserError(f"views {self.views} must be from 0 to {2**15 - 1}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilesConfig(DrawingConfig):
+    """Of sources whose annotations are files."""
+
+    classes: str = ""  # JSON file of the classes of label maps: a list of names, or of objects with id and name
+    disparity: bool = False  # 16-bit depth files hold disparities
+    depth_near: float | None = None  # distance drawn white, in the files' unit; null: a picture's 2nd percentile
+    depth_far: float | None = None  # distance drawn black; null: its 98th
+
+
+def read_classes(file: str) -> dict[int, int]:
+    """Value in a label map -> class: the place of its object in a list of {"id", "name"}, one more for "unlabelled" in
+    front; of a list of names, the values are the classes."""
+    path = Path(file).expanduser()
+    try:
+        listed = json.loads(path.read_text())
+        if not isinstance(listed, list) or not listed:
+            raise ValueError("it holds no list")
+        if all(isinstance(entry, str) for entry in listed):
+            return {value: value for value in range(len(listed))}
+        return {int(entry["id"]): place for place, entry in enumerate(listed, 1)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"classes {path} cannot be used ({error}); it is a list of names, or of id and name") from None
 
 
 # Annotations before they are drawn.
@@ -153,6 +180,18 @@ class Boxes:
             if x1 > x0 and y1 > y0:
                 placed.append((x0, y0, x1, y1))
         return boxes.draw(photo, placed, self.colour, max(2, round(size / 64)))
+
+
+def read_annotation(channel: str, file: Path, config: FilesConfig, classes: Mapping[int, int] | None) -> Annotation:
+    """An annotation's file as what it is: a label map, deep depth, lines, colours that mean something, smooth ones."""
+    image, name = decode.load(file, config.max_pixels), str(file)
+    if channel in ("segmentation", "instance") and image.mode not in ("RGB", "RGBA"):
+        return Labels(image, name, classes if channel == "segmentation" else None)
+    if channel == "depth" and image.mode in decode.DEEP_MODES:
+        return Depth(image, name, config.disparity, config.depth_near, config.depth_far)
+    if channel == "edge":
+        return Lines(image, name)
+    return (Colours if channel in ("segmentation", "instance", "box", "pose") else Photo)(image, name)
 
 
 # Records.

@@ -1,5 +1,6 @@
 """`open_source`: from a config, a file or a folder to a source."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,13 @@ from typing import Any
 from lvm.runtime import UserError, build, config_folder
 from lvm.sources.base import Source
 
-KINDS = ("pictures", "world")
+# kind: the module of lvm.sources, imported when it is used, its configuration and its source.
+KINDS = {
+    "pictures": ("pictures", "PicturesConfig", "PicturesSource"),
+    "manifest": ("manifest", "ManifestConfig", "ManifestSource"),
+    "collection": ("collection", "CollectionConfig", "CollectionSource"),
+    "world": ("world", "WorldConfig", "WorldSource"),
+}
 
 
 def open_source(config: "Mapping[str, Any] | str | Path", overrides: Sequence[str] = ()) -> Source:
@@ -19,14 +26,10 @@ def open_source(config: "Mapping[str, Any] | str | Path", overrides: Sequence[st
     config = {**config, **_parse(overrides)}
     values = {key: value for key, value in config.items() if key != "kind"}
     kind = config.get("kind", "pictures" if "path" in config else None)
-    if kind == "pictures":
-        from lvm.sources.pictures import PicturesConfig, PicturesSource
-
-        return PicturesSource(build(PicturesConfig, values))
-    if kind == "world":
-        from lvm.sources.world import WorldConfig, WorldSource
-
-        return WorldSource(build(WorldConfig, values))
+    if kind in KINDS:
+        module, settings, source = KINDS[kind]
+        found = importlib.import_module(f"lvm.sources.{module}")
+        return getattr(found, source)(build(getattr(found, settings), values))
     raise UserError(f"source kind {kind!r} is unknown; use one of {', '.join(KINDS)}")
 
 

@@ -22,18 +22,7 @@ from lvm.pictures import decode
 from lvm.pictures.derive import DERIVED
 from lvm.runtime import UserError
 from lvm.sources.base import BrokenItem, Item
-from lvm.sources.drawing import (
-    Annotation,
-    Colours,
-    Depth,
-    DrawingConfig,
-    Frame,
-    Labels,
-    Lines,
-    Photo,
-    Record,
-    draw_record,
-)
+from lvm.sources.drawing import FilesConfig, Frame, Record, draw_record, read_annotation, read_classes
 
 # Part of every fingerprint: raise it when the same files and options give other pictures.
 PICTURES_VERSION = 2
@@ -54,7 +43,7 @@ CHANNELS = ("image", "depth", "normal", "segmentation", "instance", "edge", "box
 
 
 @dataclass(frozen=True, kw_only=True)
-class PicturesConfig(DrawingConfig):
+class PicturesConfig(FilesConfig):
     path: str  # the folder; ~ is the home folder
     name: str = ""  # of the source; the folder's name if empty
     clips: bool = False  # folders of pictures are clips whatever they are called
@@ -63,10 +52,6 @@ class PicturesConfig(DrawingConfig):
     include: tuple[str, ...] = ()  # patterns of paths below `path`, as "camvid/*"; empty: everything
     exclude: tuple[str, ...] = ()
     group_pattern: str = ""  # regular expression; what it matches of a picture's id is its group ("": the id itself)
-    classes: str = ""  # JSON file of the classes of label maps: a list of names, or of objects with id and name
-    disparity: bool = False  # 16-bit depth files hold disparities
-    depth_near: float | None = None  # distance drawn white, in the files' unit; null: a picture's 2nd percentile
-    depth_far: float | None = None  # distance drawn black; null: its 98th
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,21 +72,6 @@ class Unit:
     label: str  # "" if none
     is_clip: bool
     channels: Mapping[str, tuple[str, ...]]  # channel -> a file for each frame; "image" is always there
-
-
-def read_classes(file: str) -> dict[int, int]:
-    """Value in a label map -> class: the place of its object in a list of {"id", "name"}, one more for "unlabelled" in
-    front; of a list of names, the values are the classes."""
-    path = Path(file).expanduser()
-    try:
-        listed = json.loads(path.read_text())
-        if not isinstance(listed, list) or not listed:
-            raise ValueError("it holds no list")
-        if all(isinstance(entry, str) for entry in listed):
-            return {value: value for value in range(len(listed))}
-        return {int(entry["id"]): place for place, entry in enumerate(listed, 1)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"classes {path} cannot be used ({error}); it is a list of names, or of id and name") from None
 
 
 # Finding what is there.
@@ -262,18 +232,6 @@ def _group(id: str, config: PicturesConfig) -> str:
 
 
 # Reading a unit.
-
-
-def read_annotation(channel: str, file: Path, config: PicturesConfig, classes: Mapping[int, int] | None) -> Annotation:
-    """An annotation's file as what it is: a label map, deep depth, lines, colours that mean something, smooth ones."""
-    image, name = decode.load(file, config.max_pixels), str(file)
-    if channel in ("segmentation", "instance") and image.mode not in ("RGB", "RGBA"):
-        return Labels(image, name, classes if channel == "segmentation" else None)
-    if channel == "depth" and image.mode in decode.DEEP_MODES:
-        return Depth(image, name, config.disparity, config.depth_near, config.depth_far)
-    if channel == "edge":
-        return Lines(image, name)
-    return (Colours if channel in ("segmentation", "instance", "box", "pose") else Photo)(image, name)
 
 
 class PicturesSource:

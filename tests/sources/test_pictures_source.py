@@ -205,7 +205,7 @@ def test_other_annotation_folders_are_admitted_by_name(tmp_path):
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"kind": "films"}, "'films' is unknown; use one of pictures, world"),
+        ({"kind": "films"}, "'films' is unknown; use one of pictures, manifest"),
         ({"kind": "pictures", "path": "/nowhere/at/all"}, "/nowhere/at/all is not a folder"),
         ({"kind": "pictures", "path": ".", "resise": "crop"}, "unknown config key 'resise'; did you mean 'resize'"),
         ({"kind": "pictures", "path": ".", "derived": ["grey"]}, "'grey' is unknown; known: gray"),

@@ -1,0 +1,85 @@
+"""Several sources as one, side by side: their ids, groups and labels carry the name of their part."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lvm.runtime import UserError
+from lvm.sources.base import Item, Source
+from lvm.sources.pictures import CHANNELS
+
+
+@dataclass(frozen=True)
+class CollectionConfig:
+    sources: dict[str, Any]  # name: the options of a source, its kind among them
+    root: str = ""  # folder that the sources' relative paths start from; the current one if empty
+    name: str = "collection"
+
+
+class CollectionSource:
+    """Units of the sources in the order given. Raises `UserError` for a source that cannot be opened."""
+
+    def __init__(self, config: CollectionConfig) -> None:
+        from lvm.sources.opening import open_source
+
+        self.name = config.name
+        root = Path(config.root).expanduser()
+        self.sources: dict[str, Source] = {}
+        for name, given in config.sources.items():
+            if not isinstance(given, Mapping):
+                raise UserError(f"sources.{name} is {given!r}; it must be a mapping of a source's options")
+            options = dict(given)
+            for key in ("path", "images", "annotations", "panoptic", "panoptic_folder", "captions", "classes"):
+                if options.get(key) and "://" not in str(options[key]):
+                    options[key] = str(root / Path(str(options[key])).expanduser())
+            named = options if options.get("kind") == "world" else {**options, "name": name}
+            self.sources[name] = open_source(named)
+        if not self.sources:
+            raise UserError("a collection needs `sources`: name: {kind: ..., path: ...}")
+        found = {channel for source in self.sources.values() for channel in source.channels}
+        self.channels = tuple([c for c in CHANNELS if c in found] + sorted(found - set(CHANNELS)))
+        if len(self.channels) > 63:
+            raise UserError(f"the sources have {len(self.channels)} channels together; a store holds 63")
+        resizes = {getattr(source, "resize", "none") for source in self.sources.values()} - {"none"}
+        self.resize = "+".join(sorted(resizes)) or "none"
+        self.labels = tuple(
+            f"{name}/{label}" for name, source in self.sources.items() for label in getattr(source, "labels", ())
+        )
+        counts = [len(getattr(source, "labels", ())) for source in self.sources.values()]
+        self._first_label = np.cumsum([0, *counts]).tolist()
+        self._first_unit = np.cumsum([0, *(len(source) for source in self.sources.values())]).tolist()
+        self._names = list(self.sources)
+
+    def _find(self, i: int) -> tuple[int, int]:
+        part = int(np.searchsorted(self._first_unit, i, side="right")) - 1
+        return part, i - self._first_unit[part]
+
+    def __len__(self) -> int:
+        return self._first_unit[-1]
+
+    def unit_id(self, i: int) -> str:
+        part, unit = self._find(i)
+        return f"{self._names[part]}/{self.sources[self._names[part]].unit_id(unit)}"
+
+    def fingerprint(self) -> str:
+        parts = [f"{name} {source.fingerprint()}" for name, source in self.sources.items()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def read(self, i: int, size: int) -> list[Item]:
+        """Raises `BrokenItem`."""
+        part, unit = self._find(i)
+        name = self._names[part]
+        return [
+            dataclasses.replace(
+                item,
+                id=f"{name}/{item.id}",
+                group=f"{name}/{item.group}",
+                label=item.label + self._first_label[part] if item.label >= 0 else -1,
+            )
+            for item in self.sources[name].read(unit, size)
+        ]
