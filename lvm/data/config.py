@@ -31,7 +31,7 @@ class SourceConfig:
 @dataclass(frozen=True)
 class EntryConfig:
     source: str  # a key of `sources`
-    recipe: str  # single, video or pairs
+    recipe: str  # single, video, pairs or verbatim
     weight: float  # share of the mixture, relative to the other entries; see `weights_by`
     options: dict[str, Any] = field(default_factory=dict)  # of the recipe
 

@@ -163,10 +163,15 @@ class TokenPlan:
 
     def sentences(self, stage: Stage, window: int, n: int) -> Sentences:
         placed = stage.packing.place(window, n)
-        period, slot = np.divmod(placed.sentence, self.config.period)
+        return Sentences(placed, *self.scheduled(stage, placed.sentence))
+
+    def scheduled(
+        self, stage: Stage, sentence: "Int64[np.ndarray, 's']"
+    ) -> "tuple[Int64[np.ndarray, 's'], Int64[np.ndarray, 's']]":
+        """(row of `entries`, draw) of sentences by their number in the stage's stream."""
+        period, slot = np.divmod(sentence, self.config.period)
         entry = stage.schedule.slots[slot].astype(np.int64)
-        draw = stage.draws_before[entry] + period * stage.schedule.counts[entry] + stage.schedule.rank[slot]
-        return Sentences(placed, entry, draw)
+        return entry, stage.draws_before[entry] + period * stage.schedule.counts[entry] + stage.schedule.rank[slot]
 
     def compose(
         self, entry: "Int64[np.ndarray, 's']", draw: "Int64[np.ndarray, 's']"

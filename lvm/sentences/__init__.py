@@ -3,9 +3,10 @@
 from lvm.sentences.base import ANSWER, INPUT, PAD, ROLES, SPECIAL, Columns, Pictures, Recipe
 from lvm.sentences.pairs import Pairs
 from lvm.sentences.single import Single
+from lvm.sentences.verbatim import Verbatim
 from lvm.sentences.video import Video
 
-RECIPES: dict[str, type] = {"single": Single, "video": Video, "pairs": Pairs}
+RECIPES: dict[str, type] = {"single": Single, "video": Video, "pairs": Pairs, "verbatim": Verbatim}
 
 __all__ = [
     "ANSWER",
@@ -19,5 +20,6 @@ __all__ = [
     "Pictures",
     "Recipe",
     "Single",
+    "Verbatim",
     "Video",
 ]

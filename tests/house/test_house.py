@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "lvm.sentences": set(),
     "lvm.data": {"lvm.sentences", "lvm.store"},
     "lvm.model": set(),
+    "lvm.interop": {"lvm.model", "lvm.data", "lvm.sentences", "lvm.store", "lvm.sources"},
     "lvm.training": {"lvm.data", "lvm.model"},
     "lvm.inference": {"lvm.model", "tokenizer", "lvm.pictures"},
     "lvm.evaluation": {

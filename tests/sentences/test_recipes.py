@@ -137,3 +137,15 @@ def test_every_recipe_names_as_many_roles_as_pictures():
     for name, recipe in RECIPES.items():
         built = recipe(**options.get(name, {}))
         assert len(built.roles()) == built.pictures
+
+
+def test_verbatim_shows_all_of_an_item_in_order_and_admits_no_other_length():
+    recipe = RECIPES["verbatim"](pictures=20)
+    items = admitted(recipe)
+    assert len(items) and (STORE.num_pictures[items] == 20).all() and recipe.units == 1
+    shown = recipe.compose(items[:, None], keys(len(items)), STORE)
+    assert (shown.frame == np.arange(20)).all() and (shown.item == items[:, None]).all()
+    assert recipe.roles().tolist() == [INPUT] + [ANSWER] * 19
+    assert RECIPES["verbatim"](pictures=1).roles().tolist() == [INPUT]
+    with pytest.raises(UserError, match=r"verbatim\.pictures is 0; use 1 or more"):
+        RECIPES["verbatim"](pictures=0)
