@@ -82,10 +82,11 @@ def test_rain_covers_its_share_and_blur_keeps_flat_pictures():
     for strength, low, high in ((0.0, 0.03, 0.05), (1.0, 0.15, 0.21)):
         assert low < (derive.rain(gray, strength, 4) != gray).any(-1).mean() < high
     np.testing.assert_array_equal(derive.blur(gray, 1.0), gray)
-    dot = gray.copy()
-    dot[128, 128] = 255
-    spread = derive.blur(dot, 0.1)[..., 0].astype(int) - 60
-    assert (spread == spread.T).all() and spread.argmax() == 128 * 257 and abs(spread.sum() - 195) < 20
+    square = gray.copy()
+    square[120:137, 120:137] = 240
+    spread = derive.blur(square, 0.5)[..., 0].astype(int) - 60
+    assert (spread == spread.T).all() and spread[128, 128] == spread.max() < 180
+    assert abs(spread.sum() / (17 * 17 * 180) - 1) < 0.01
 
 
 def test_an_unknown_name_is_told_what_there_is():
