@@ -107,8 +107,9 @@ def facts(plan: "TokenPlan") -> dict[str, Any]:
             name: {
                 "views": sorted(config.sources[name].exclude_views),
                 "groups": sorted(config.sources[name].exclude_groups),
+                **({"items": store.exclusion} if store.exclusion else {}),
             }
-            for name in plan.stores
+            for name, store in plan.stores.items()
         },
         "entries": {
             entry.name: {

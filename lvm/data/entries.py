@@ -58,7 +58,7 @@ def _allowed(config: DataConfig, source: str, store: "TokenStore") -> "list[tupl
     """The rules of a whole source: (what is said of items that break it, who keeps it)."""
     options = config.sources[source]
     group = np.asarray(store.group)
-    rules = [("held out", ~held_out(group, config.held_out_per_mille))]
+    rules = [("taken down", store.admitted), ("held out", ~held_out(group, config.held_out_per_mille))]
     if options.exclude_groups:
         named = np.array([group_hash(name) for name in options.exclude_groups], np.uint64)
         rules.append(("excluded group", ~np.isin(group, named)))

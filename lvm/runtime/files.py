@@ -1,5 +1,7 @@
 """Files that are complete or absent: written aside, synced, renamed."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -11,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lvm.runtime.errors import UserError
+
+
+def cache_folder() -> Path:
+    """$LVM_CACHE, or ~/.cache/lvm: what can be made again."""
+    return Path(os.environ.get("LVM_CACHE") or "~/.cache/lvm").expanduser()
 
 
 def sync_folder(folder: Path) -> None:
@@ -59,6 +66,18 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         sync_folder(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Hold the file `path`, made if missing, as a lock between processes; the kernel drops that of a killed one."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:

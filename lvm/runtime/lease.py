@@ -1,11 +1,10 @@
-"""The lease of a run folder: at most one incarnation of a run writes there.
+"""The lease of a run folder, or of a part of a job: at most one incarnation of it writes there.
 
 A requeued job can start while ranks of its former incarnation still live (a killed node daemon leaves them running).
 Whoever holds the lease may rename checkpoints into place; the former holder finds at its next check that it lost it.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvm.runtime.errors import UserError
-from lvm.runtime.files import atomic_write
+from lvm.runtime.files import atomic_write, locked
 
 if TYPE_CHECKING:
     from lvm.runtime.distributed import Distributed
@@ -45,15 +44,15 @@ def boot_id() -> str:
 
 
 class RunLease:
-    """Held from construction to `release`; rank 0 of a run makes one.
+    """Held from construction to `release`; rank 0 of a run makes one, and each task of a bulk job one of its `name`.
 
     Takes over at once from a dead process of this host, and from the same Slurm job at a lower restart count.
     Raises `UserError` naming host, pid and time where the owner lives (or may live: another host is not asked).
     `attempt` counts the incarnations of the run from 0.
     """
 
-    def __init__(self, run_dir: str | os.PathLike[str]) -> None:
-        self.path = Path(run_dir) / "lease.json"
+    def __init__(self, run_dir: str | os.PathLike[str], name: str = "lease.json") -> None:
+        self.path = Path(run_dir) / name
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._token = uuid.uuid4().hex
         with self._locked():
@@ -61,7 +60,7 @@ class RunLease:
             if owner and not owner.get("released") and not may_take_over(owner):
                 raise UserError(
                     f"{run_dir} is in use by pid {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}; "
-                    f"stop it, use another run_dir, or remove {self.path} if that process is surely gone"
+                    f"stop it, use another folder, or remove {self.path} if that process is surely gone"
                 )
             self.attempt = int(owner.get("attempt", -1)) + 1
             self._record = describe_self() | {"token": self._token, "attempt": self.attempt}
@@ -97,16 +96,9 @@ class RunLease:
             return {}
         return value if isinstance(value, dict) else {}
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Read and replace as one, between processes; the kernel drops the lock of a killed one."""
-        descriptor = os.open(self.path.with_name(".lease.lock"), os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            with contextlib.suppress(OSError):  # a file system without locks: the token still tells who won
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        """Read and replace as one, between processes; without locks of files the token still tells who won."""
+        return locked(self.path.with_name(".lease.lock"))
 
 
 def describe_self() -> dict[str, Any]:

@@ -1,18 +1,19 @@
 """The token store: pictures tokenised once, read by memory map; and the bulk job that writes it.
 
-Reading needs numpy alone. `build_store`, `run_job`, `verify` and `ensure_world_store` come with torch, so they are
-imported when first asked for.
+Reading needs numpy alone. The others come with torch, so they are imported when first asked for.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lvm.store.excluding import exclude
 from lvm.store.store import TokenStore
 
 if TYPE_CHECKING:
     from lvm.store.checking import verify
     from lvm.store.ensure import ensure_world_store
     from lvm.store.job import JobReport, build_store, run_job
+    from lvm.store.rewrite import merge, split
 
 _LATER = {
     "build_store": "job",
@@ -20,9 +21,21 @@ _LATER = {
     "JobReport": "job",
     "ensure_world_store": "ensure",
     "verify": "checking",
+    "merge": "rewrite",
+    "split": "rewrite",
 }
 
-__all__ = ["JobReport", "TokenStore", "build_store", "ensure_world_store", "run_job", "verify"]
+__all__ = [
+    "JobReport",
+    "TokenStore",
+    "build_store",
+    "ensure_world_store",
+    "exclude",
+    "merge",
+    "run_job",
+    "split",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

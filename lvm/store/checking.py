@@ -16,6 +16,8 @@ def verify(path: str | Path) -> TokenStore:
     by_name = {sidecar["name"]: sidecar for sidecar in sidecars(store.path)}
     for shard, (name, sha256) in enumerate(store.shards):
         remedy = f"remove {layout.sidecar_path(store.path, name)} and run the same `lvm tokenize` again"
+        if "made_by" in store.info:
+            remedy = f"make the store again with `lvm store {store.info['made_by'].split()[0]}`"
         if by_name.get(name, {}).get("sha256") != sha256:
             raise UserError(f"shard {name} of {path}: its sidecar is missing or not the one of store.json; {remedy}")
         files = {f"shards/{name}.tar": sha256, **by_name[name]["files"]}

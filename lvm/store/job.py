@@ -313,10 +313,9 @@ class _ProgressLine:
 def finish(path: Path) -> bool:
     """Write quarantine.jsonl, and store.json once every shard of the plan is present; whether it is."""
     plan = read_json(path / "plan.json")
-    names = [layout.shard_name(n) for n in range(len(shard_ranges(plan)))]
     present = list(sidecars(path))
     _write_quarantine(path, [])
-    if len(present) < len(names):
+    if len(present) < num_shards(plan):
         return False
     keys = ("name", "bytes", "sha256", "units", "ids", "items", "blocks", "pictures")
     shards = [{**{key: sidecar[key] for key in keys}, "broken": len(sidecar["broken"])} for sidecar in present]
@@ -336,8 +335,13 @@ def _sweep(path: Path) -> None:
             file.unlink(missing_ok=True)
 
 
+def num_shards(plan: dict[str, Any]) -> int:
+    """Tars of a store; one made of other stores says how many, as it has no units to cut."""
+    return plan["num_shards"] if "num_shards" in plan else len(shard_ranges(plan))
+
+
 def sidecars(path: Path) -> Iterator[dict[str, Any]]:
-    for n in range(len(shard_ranges(read_json(path / "plan.json")))):
+    for n in range(num_shards(read_json(path / "plan.json"))):
         sidecar = layout.sidecar_path(path, layout.shard_name(n))
         if sidecar.is_file():
             yield read_json(sidecar)

@@ -3,11 +3,12 @@
     store.json              what the store holds; derived from the sidecars once all shards are complete
     plan.json               what every job must agree on; frozen by the first
     quarantine.jsonl        what could not be read, and why
+    exclude.txt             ids taken down, one a line: no reader shows them (`lvm store exclude`)
     shards/00000.tar        ustar, uncompressed; members b0000.image.npy: uint16 [pictures <= 2048, t]
     shards/00000.json       sidecar, written last: a shard without one does not exist
     index/00000.item.npy    one column a file, one row an item (24 bytes an item together); see ITEM_COLUMNS
     index/00000.block_*.npy one row a block
-    strings/00000.jsonl     ids, captions, licences; strings/00000.meta.jsonl: metadata of items
+    strings/00000.jsonl     ids, captions, licences, origins; strings/00000.meta.jsonl: metadata of items
 
 Items are numbered in the order of their pictures in the tars, so a range of items is a range of bytes.
 """
@@ -66,6 +67,10 @@ def strings_path(store: Path, name: str) -> Path:
 
 def meta_path(store: Path, name: str) -> Path:
     return store / "strings" / f"{name}.meta.jsonl"
+
+
+def exclude_path(store: Path) -> Path:
+    return store / "exclude.txt"
 
 
 def member_name(block: int, channel: str) -> str:

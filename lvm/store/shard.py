@@ -5,6 +5,7 @@ The bytes depend on the items and codes alone: no time, owner, name of a machine
 
 import json
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,20 +21,51 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8, UInt16
 
 
+@dataclass(frozen=True)
+class Record:
+    """What a store keeps of an item besides its codes."""
+
+    id: str
+    group: int  # the group's hash: its name is not kept
+    view: int
+    label: int
+    strings: Mapping[str, str]  # caption, licence and origin, where there is one
+    meta: Mapping[str, Any]
+
+
 @dataclass
 class Shard:
     """The items of a shard in the order they were read, and where their codes start."""
 
     channels: tuple[str, ...]
-    items: list[Item] = field(default_factory=list)  # channels emptied: pictures are not kept
+    items: list[Record] = field(default_factory=list)
     masks: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)  # pictures in a channel of the item
     starts: list[int] = field(default_factory=list)
     num_pictures: int = 0
     broken: list[dict[str, Any]] = field(default_factory=list)
+    blank: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, item: Item) -> "list[UInt8[np.ndarray, 'n y x 3']]":
         """Register an item; its pictures in the order in which their codes are expected."""
+        self.check(item)
+        bits = [bit for bit, channel in enumerate(self.channels) if channel in item.channels]
+        strings = {"caption": item.caption, "licence": item.licence, "origin": getattr(item, "origin", "")}
+        strings = {key: text for key, text in strings.items() if text}
+        record = Record(item.id, group_hash(item.group), item.view, item.label, strings, item.meta)
+        self.add_record(record, sum(1 << bit for bit in bits), item.num_pictures)
+        return [item.channels[self.channels[bit]] for bit in bits]
+
+    def add_record(self, record: Record, mask: int, num_pictures: int) -> None:
+        """Register an item whose codes follow: its channels in the order of their bits, each `num_pictures` long."""
+        self.items.append(record)
+        self.masks.append(mask)
+        self.counts.append(num_pictures)
+        self.starts.append(self.num_pictures)
+        self.num_pictures += mask.bit_count() * num_pictures
+
+    def check(self, item: Item) -> None:
+        """Raise `ValueError` for an item that its source did not announce."""
         unknown = set(item.channels) - set(self.channels)
         lengths = {len(pictures) for pictures in item.channels.values()}
         if unknown or len(lengths) != 1 or not 0 < max(lengths) <= layout.BLOCK_PICTURES:
@@ -41,13 +73,6 @@ class Shard:
                 f"item {item.id!r} has channels {sorted(item.channels)} of {sorted(lengths)} pictures; a source may "
                 f"yield {self.channels}, of one length <= {layout.BLOCK_PICTURES} an item"
             )
-        bits = [bit for bit, channel in enumerate(self.channels) if channel in item.channels]
-        self.items.append(Item(item.id, item.group, item.view, item.label, {}, item.licence, item.caption, item.meta))
-        self.masks.append(sum(1 << bit for bit in bits))
-        self.counts.append(max(lengths))
-        self.starts.append(self.num_pictures)
-        self.num_pictures += len(bits) * max(lengths)
-        return [item.channels[self.channels[bit]] for bit in bits]
 
     def blocks(self) -> list[list[int]]:
         """Items of one channel mask and one number of pictures, at most BLOCK_PICTURES pictures together."""
@@ -92,7 +117,7 @@ def write_shard(store: Path, number: int, units: range, shard: Shard, codes: "UI
         "item": [ids[shard.items[i].id] for i in order],
         "view": [shard.items[i].view for i in order],
         "label": [shard.items[i].label for i in order],
-        "group": [group_hash(shard.items[i].group) for i in order],
+        "group": [shard.items[i].group for i in order],
         "block": [b for b, block in enumerate(blocks) for _ in block],
         "row": [row * shard.counts[block[0]] for block in blocks for row in range(len(block))],
     }
@@ -107,10 +132,7 @@ def write_shard(store: Path, number: int, units: range, shard: Shard, codes: "UI
                 hashes[f"index/{name}.{column}.npy"] = sha256_file(aside)
 
     first_of = {item.id: item for item in reversed(shard.items)}
-    lines = []
-    for id in ids:
-        strings = {"id": id, "caption": first_of[id].caption, "licence": first_of[id].licence}
-        lines.append({key: value for key, value in strings.items() if value})
+    lines = [{"id": id, **first_of[id].strings} for id in ids]
     hashes[f"strings/{name}.jsonl"] = write_lines(layout.strings_path(store, name), lines)
     if any(item.meta for item in shard.items):
         metas = [dict(shard.items[i].meta) for i in order]
@@ -127,6 +149,7 @@ def write_shard(store: Path, number: int, units: range, shard: Shard, codes: "UI
             "blocks": len(blocks),
             "pictures": shard.num_pictures,
             "broken": shard.broken,
+            "blank": shard.blank,
             "files": hashes,
         },
     )

@@ -6,6 +6,7 @@ store.pictures(items, "depth", frames)      # uint16 [m, t]
 
 import hashlib
 import json
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +19,20 @@ from lvm.store import layout
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int, Int32, Int64, UInt16, UInt32, UInt64
 
+KEPT_STRINGS = 16  # shards whose strings stay in memory
+
 
 class TokenStore:
     """A complete store, read only. Cheap to open and to pickle: columns and tars are mapped when first used.
 
+    Items whose ids stand in the store's own exclude.txt, or in the file `exclude`, keep their numbers but can no
+    longer be read; `admitted` tells them from the others.
     Raises `UserError` for a folder that is no store, an incomplete one, or one of another version.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, exclude: str | Path | None = None) -> None:
         self.path = Path(path)
+        self._exclude = exclude
         if not (self.path / "store.json").is_file():
             if (self.path / "plan.json").is_file():
                 raise UserError(f"{self.path} is an incomplete token store; run the same `lvm tokenize` again")
@@ -49,6 +55,9 @@ class TokenStore:
         self._first_item = np.cumsum([0] + [shard["items"] for shard in counts])
         self._first_block = np.cumsum([0] + [shard["blocks"] for shard in counts])
         self._first_id = np.cumsum([0] + [shard["ids"] for shard in counts])
+        own = layout.exclude_path(self.path)
+        self._excluded_ids = read_ids(own) if own.is_file() else []
+        self._excluded_ids += read_ids(Path(exclude)) if exclude is not None else []
         self._rows: dict[int, np.ndarray] = {}
         self._strings: dict[int, list[dict[str, Any]]] = {}
 
@@ -56,7 +65,8 @@ class TokenStore:
         return int(self._first_item[-1])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TokenStore, (str(self.path),)
+        # Who reads in another process need not look up the excluded ids again, and reads what this one would.
+        return TokenStore, (str(self.path), self._exclude), {"excluded": self.excluded}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -116,6 +126,25 @@ class TokenStore:
         dtype = {**layout.ITEM_COLUMNS, **layout.BLOCK_COLUMNS}[column]
         return np.zeros(0, dtype) if not parts else parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    # Taken down.
+
+    @cached_property
+    def excluded(self) -> "Int64[np.ndarray, 'excluded']":
+        """Numbers of the items whose id is on an exclude list, ascending."""
+        return np.sort(np.concatenate([np.zeros(0, np.int64), *self.find(self._excluded_ids).values()]))
+
+    @property
+    def admitted(self) -> "Bool[np.ndarray, 'items']":
+        """Whether an item may be read."""
+        admitted = np.ones(len(self), bool)
+        admitted[self.excluded] = False
+        return admitted
+
+    @property
+    def exclusion(self) -> str:
+        """Hex sha256 of the items excluded; empty where none is."""
+        return hashlib.sha256(self.excluded.astype("<i8").tobytes()).hexdigest() if len(self.excluded) else ""
+
     # Pictures.
 
     def bit(self, channel: str) -> int:
@@ -156,6 +185,9 @@ class TokenStore:
         """(item that holds the picture, row in its block, shard, byte where the member's codes start)."""
         if len(items) and (items.min() < 0 or items.max() >= len(self)):
             raise IndexError(f"item {items.min()}..{items.max()} of a store of {len(self)} items")
+        if len(self.excluded) and (gone := np.isin(items, self.excluded)).any():
+            i = int(items[np.argmax(gone)])
+            raise UserError(f"{self.id(i)} is on the exclude list of {self.path}; no reader may show it")
         holders = np.where((self.channel_mask[items] >> bits) & 1 == 1, items, self.base[items])
         blocks = self.block[holders]
         starts = self._block_offset[blocks, bits]
@@ -198,20 +230,50 @@ class TokenStore:
         return self.strings(i)["id"]
 
     def strings(self, i: int) -> dict[str, Any]:
-        """`id`, and where the source gave them `caption` and `licence`."""
-        shard = int(np.searchsorted(self._first_item, i, side="right")) - 1
+        """`id`, and where the source gave them `caption`, `licence` and `origin`."""
+        shard = self.shard_of(i)
         if shard not in self._strings:
-            path = layout.strings_path(self.path, self.shards[shard][0])
-            self._strings[shard] = [json.loads(line) for line in path.read_text().splitlines()]
+            if len(self._strings) == KEPT_STRINGS:
+                del self._strings[next(iter(self._strings))]
+            self._strings[shard] = self.strings_of_shard(shard)
         return self._strings[shard][int(self.item[i]) - int(self._first_id[shard])]
 
     def meta(self, i: int) -> dict[str, Any]:
         """The source's metadata of item i; empty where it gave none. Reads the shard's file: not for loops."""
-        shard = int(np.searchsorted(self._first_item, i, side="right")) - 1
+        shard = self.shard_of(i)
+        metas = self.metas_of_shard(shard)
+        return metas[i - int(self._first_item[shard])] if metas else {}
+
+    def shard_of(self, i: int) -> int:
+        return int(np.searchsorted(self._first_item, i, side="right")) - 1
+
+    def items_of_shard(self, shard: int) -> range:
+        return range(int(self._first_item[shard]), int(self._first_item[shard + 1]))
+
+    def strings_of_shard(self, shard: int) -> list[dict[str, Any]]:
+        """One for each id of the shard; the k-th id there is number `first_id(shard) + k` of column `item`."""
+        return _lines(layout.strings_path(self.path, self.shards[shard][0]))
+
+    def sidecar(self, shard: int) -> dict[str, Any]:
+        """What was written of a shard: counts, hashes of its files, what could not be read."""
+        return read_json(layout.sidecar_path(self.path, self.shards[shard][0]))
+
+    def metas_of_shard(self, shard: int) -> list[dict[str, Any]]:
+        """One for each item of the shard, or none where no item has any."""
         path = layout.meta_path(self.path, self.shards[shard][0])
-        if not path.is_file():
+        return _lines(path) if path.is_file() else []
+
+    def find(self, ids: Collection[str]) -> "dict[str, Int64[np.ndarray, 'items']]":
+        """The items, all views, of each of the ids that is here. Reads all strings: not for loops."""
+        wanted, numbers = set(ids), {}
+        if not wanted:
             return {}
-        return json.loads(path.read_text().splitlines()[i - int(self._first_item[shard])])
+        for shard in range(len(self.shards)):
+            for place, strings in enumerate(self.strings_of_shard(shard)):
+                if strings["id"] in wanted:
+                    numbers[strings["id"]] = int(self._first_id[shard]) + place
+        items = np.flatnonzero(np.isin(self.item, list(numbers.values())))
+        return {id: items[self.item[items] == number] for id, number in numbers.items()}
 
     def locate(self, i: int, channel: str, frame: int = 0) -> tuple[str, str, int]:
         """(shard, tar member, row): where the codes of one picture lie."""
@@ -220,3 +282,18 @@ class TokenStore:
         shard = int(shards[0])
         block = int(self.block[holders[0]]) - int(self._first_block[shard])
         return self.shards[shard][0], layout.member_name(block, channel), int(rows[0])
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run `lvm store verify {path.parents[1]}`") from None
+
+
+def read_ids(path: Path) -> list[str]:
+    """A text file of ids, one a line; empty lines count for nothing."""
+    try:
+        return [line for line in path.read_text("utf-8").split("\n") if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a list of ids, one a line ({error})") from None

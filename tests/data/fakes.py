@@ -41,6 +41,7 @@ class FakeStore:
         self.block = np.zeros(len(rows), np.uint32)
         zero = {id: i for i, id in enumerate(self.ids) if self.view[i] == 0}
         self.base = np.array([zero[id] for id in self.ids], np.int64)
+        self.admitted, self.exclusion = np.ones(len(rows), bool), ""
         self.shards = [("00000", hashlib.sha256(repr(rows).encode()).hexdigest())]
         self.fingerprint = hashlib.sha256(
             f"{self.tokenizer_fingerprint}{self.shards}{codes}{tokens}".encode()

@@ -1,5 +1,7 @@
 """lvm tokenize, store and inspect, as a user types them."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -88,3 +90,35 @@ def test_inspect_needs_the_tokenizer_of_the_store(photos, tokenizer_folder, tmp_
     with pytest.raises(UserError, match=r"ends in .png"):
         run(["inspect", str(tmp_path / "s"), "--out", str(tmp_path / "a.txt")])
     assert not (tmp_path / "a.png").exists()
+
+
+def test_cat_prints_the_codes_of_an_item(photos, tokenizer_folder, tmp_path, capsys):
+    store = tmp_path / "store"
+    run(["tokenize", str(photos), str(store), "--tokenizer", str(tokenizer_folder), "--workers", "0", "views=1"])
+    capsys.readouterr()
+    opened = TokenStore(store)
+    zero = int(np.flatnonzero(opened.view == 0)[0])
+    assert run(["store", "cat", str(store), opened.id(zero)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {(line["view"], line["channel"], line["frame"]) for line in lines} >= {(0, "image", 0), (1, "masked", 0)}
+    (image,) = (line["codes"] for line in lines if line["channel"] == "image")
+    assert image == opened.pictures(np.array([zero]), "image")[0].tolist()
+    assert run(["store", "cat", str(store), opened.id(zero), "--channel", "image"]) == 0
+    assert json.loads(capsys.readouterr().out)["codes"] == image
+    with pytest.raises(UserError, match="has no item nobody"):
+        run(["store", "cat", str(store), "nobody"])
+    with pytest.raises(UserError, match="no channel 'pose'"):
+        run(["store", "cat", str(store), opened.id(zero), "--channel", "pose"])
+
+
+def test_merge_and_split_as_a_user_types_them(photos, tokenizer_folder, tmp_path, capsys):
+    store, a, b = (str(tmp_path / name) for name in ("store", "a", "b"))
+    run(["tokenize", str(photos), store, "--tokenizer", str(tokenizer_folder), "--workers", "0", "views=0"])
+    (tmp_path / "ids.txt").write_text(TokenStore(store).id(0) + "\n")
+    assert run(["store", "split", store, a, b, "--ids", str(tmp_path / "ids.txt")]) == 0
+    assert (len(TokenStore(a)), len(TokenStore(b))) == (5, 1)
+    assert run(["store", "merge", str(tmp_path / "whole"), b, a]) == 0
+    assert f"{tmp_path / 'whole'}: 2 shards, 6 items" in capsys.readouterr().out
+    assert run(["store", "split", str(tmp_path / "whole"), a + "2", b + "2", "--share", "50%"]) == 0
+    with pytest.raises(UserError, match=r"a exists; name another folder"):
+        run(["store", "split", store, a, b, "--share", "0.5"])
