@@ -1,16 +1,27 @@
-"""Look at a token store, decoded: lvm inspect STORE --out sheet.png"""
+"""Look at a token store, decoded: lvm inspect STORE --out sheet.png|page.html
+
+lvm inspect STORE --out page.html --originals mixed root=DIR     # beside the pictures it was made of
+lvm inspect STORE --out page.html --sentences CONFIG             # and the sentences that training reads from it
+"""
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image, ImageDraw
 
+from lvm.commands.data import open_plan
+from lvm.data import TokenPlan
+from lvm.evaluation.report import STYLE, png, section, table
+from lvm.evaluation.sheet import enlarge
 from lvm.runtime import UserError, atomic_path
+from lvm.sources import BrokenItem, Source, open_source
 from lvm.store import TokenStore
 from tokenizer import VQGAN, pretrained_names
 
@@ -18,6 +29,8 @@ if TYPE_CHECKING:
     from jaxtyping import Int64, UInt8, UInt16
 
 MAX_CELLS = 12  # on a row; of a clip with several channels fewer frames are shown
+MAX_SOURCES = 40  # rows of the table of counts
+LARGEST = 160  # pixels a side of a shown picture
 LINE = 12  # pixels of a line of text
 
 
@@ -59,28 +72,158 @@ def decode(vqgan: VQGAN, codes: "UInt16[np.ndarray, 'n t']", grid: tuple[int, in
     return (rearrange(torch.cat(pixels), "n c y x -> n y x c") * 255).round().to(torch.uint8).numpy()
 
 
-def sheet(store: TokenStore, vqgan: VQGAN, rows: int) -> Image.Image:
-    """One row an item: its name above, every channel decoded from its codes, named below."""
+# What is shown: rows of cells, drawn as a PNG or as a page.
+
+
+@dataclass(frozen=True)
+class Cell:
+    name: str
+    decoded: "UInt8[np.ndarray, 'y x 3']"
+    original: "UInt8[np.ndarray, 'y x 3'] | None" = None
+
+
+@dataclass(frozen=True)
+class Row:
+    title: str
+    cells: list[Cell]
+
+
+def item_rows(store: TokenStore, vqgan: VQGAN, rows: int, source: Source | None = None) -> list[Row]:
+    """A row an item: every channel decoded from its codes, below its original where `source` is given."""
     items = choose_items(store, rows)
     cells = [pictures_of(store, i) for i in items]
     flat = [(i, store.bit(channel), frame) for i, row in zip(items, cells) for channel, frame in row]
     numbers, bits, frames = (np.array(column) for column in zip(*flat))
-    decoded = decode(vqgan, store.pictures(numbers, bits, frames), store.grid)
-    zoom = max(1, 96 // decoded.shape[1])
-    side = decoded.shape[1] * zoom
-    height = side + 2 * LINE + 6
-    image = Image.new("RGB", (max(len(row) for row in cells) * (side + 4) + 4, len(items) * height), "white")
-    pen, start = ImageDraw.Draw(image), 0
-    for row, (i, names) in enumerate(zip(items, cells)):
+    decoded = iter(decode(vqgan, store.pictures(numbers, bits, frames), store.grid))
+    units = {} if source is None else {source.unit_id(unit): unit for unit in range(len(source))}
+    found = []
+    for i, names in zip(items, cells):
+        given = originals(source, units, store, i)
         label = store.labels[store.label[i]] if 0 <= store.label[i] < len(store.labels) else ""
-        pen.text((4, row * height), f"{store.id(i)}  view {store.view[i]}  {label}", fill="black")
-        for column, (channel, frame) in enumerate(names):
-            picture = Image.fromarray(decoded[start]).resize((side, side), Image.Resampling.NEAREST)
-            left, top = 4 + column * (side + 4), row * height + LINE + 2
-            image.paste(picture, (left, top))
-            pen.text((left, top + side), channel if store.num_pictures[i] == 1 else f"{channel} {frame}", fill="gray")
-            start += 1
+        row = []
+        for channel, frame in names:
+            pictures = given.get(channel)
+            name = channel if store.num_pictures[i] == 1 else f"{channel} {frame}"
+            row.append(Cell(name, next(decoded), None if pictures is None else pictures[frame]))
+        found.append(Row(f"{store.id(i)}  view {store.view[i]}  {label}".rstrip(), row))
+    return found
+
+
+def originals(source: Source | None, units: dict[str, int], store: TokenStore, i: int) -> dict[str, Any]:
+    """The pictures of item i by channel, those of its view 0 where the view lacks them; {} where they are gone."""
+    if source is None or store.id(i) not in units:
+        return {}
+    try:
+        items = source.read(units[store.id(i)], int(store.info["size"]))
+    except BrokenItem:
+        return {}
+    found: dict[str, Any] = {}
+    for view in (0, int(store.view[i])):
+        for item in items:
+            if item.view == view and item.id == store.id(i):
+                found |= item.channels
+    return found
+
+
+def sentence_rows(plan: TokenPlan, vqgan: VQGAN, windows: int) -> list[Row]:
+    """A row a sentence of the plan's first windows, as they are read in training."""
+    rows = []
+    for window in range(windows):
+        for sentence in plan.explain(window):
+            pictures = sentence["pictures"]
+            if not pictures:
+                continue
+            store = plan.stores[sentence["source"]]
+            columns = [[picture[key] for picture in pictures] for key in ("item", "frame")]
+            bits = np.array([store.bit(picture["channel"]) for picture in pictures])
+            codes = store.pictures(np.array(columns[0]), bits, np.array(columns[1]))
+            names = [f"{picture['channel']}{' →' if picture['role'] == 'answer' else ''}" for picture in pictures]
+            cells = [Cell(name, shown) for name, shown in zip(names, decode(vqgan, codes, store.grid))]
+            rows.append(Row(f"window {window}: {sentence['entry']} ({sentence['recipe']})", cells))
+    return rows
+
+
+def counts(store: TokenStore) -> list[list[Any]]:
+    """Pictures by source (the first part of the ids, where there are a few) and channel; a last row of all."""
+    first = [store.id(i).split("/")[0] for i in range(len(store))]
+    names = sorted(set(first))
+    if len(names) > MAX_SOURCES or any("/" not in store.id(i) for i in range(len(store))):
+        names, first = [store.name], [store.name] * len(store)
+    rows, of = [], np.array(first)
+    for name in names:
+        here = of == name
+        pictures = [
+            int(store.num_pictures[here & (store.channel_mask >> bit & 1 == 1)].astype(np.int64).sum())
+            for bit in range(len(store.channels))
+        ]
+        rows.append([name, int(here.sum()), *pictures, sum(pictures) * store.tokens_per_picture])
+    return [*rows, ["all", *(sum(column) for column in zip(*(row[1:] for row in rows)))]] if len(rows) > 1 else rows
+
+
+def sheet(rows: Sequence[Row]) -> Image.Image:
+    """Titles above the rows, names below the cells, originals above what was decoded."""
+    side = cell_side(rows)
+    tall = [LINE + 4 + (side + 2) * (1 + any(c.original is not None for c in row.cells)) + LINE for row in rows]
+    image = Image.new("RGB", (max(len(row.cells) for row in rows) * (side + 4) + 4, sum(tall) + 4), "white")
+    pen, top = ImageDraw.Draw(image), 0
+    for row, height in zip(rows, tall):
+        pen.text((4, top), row.title, fill="black")
+        for column, cell in enumerate(row.cells):
+            left, y = 4 + column * (side + 4), top + LINE + 4
+            for picture in (cell.original, cell.decoded):
+                if picture is not None:
+                    image.paste(Image.fromarray(enlarge(picture, side)), (left, y))
+                    y += side + 2
+            pen.text((left, y - 2), cell.name, fill="gray")
+        top += height
     return image
+
+
+def cell_side(rows: Sequence[Row]) -> int:
+    """Whole multiples of small pictures; large ones reduced."""
+    pixels = rows[0].cells[0].decoded.shape[0]
+    return min(LARGEST, pixels * max(1, 96 // pixels))
+
+
+PAGE_STYLE = """
+.strip { display: flex; gap: 4px; overflow-x: auto; margin-bottom: 10px; }
+figure { margin: 0; } figure img { display: block; margin-bottom: 2px; }
+figure img.small { image-rendering: pixelated; }
+figcaption { font-size: .75rem; color: var(--soft); }
+"""
+
+
+def page(store: TokenStore, items: Sequence[Row], sentences: Sequence[Row]) -> str:
+    """One self-contained page: counts, items, sentences."""
+    side = cell_side(items)
+
+    def image(picture: "UInt8[np.ndarray, 'y x 3']") -> str:
+        kind = "small" if len(picture) <= side else ""
+        return f'<img class="{kind}" width="{side}" height="{side}" alt="" src="{png(picture)}">'
+
+    def strip(row: Row) -> str:
+        figures = []
+        for cell in row.cells:
+            pictures = [picture for picture in (cell.original, cell.decoded) if picture is not None]
+            shown = "".join(image(picture) for picture in pictures)
+            figures.append(f"<figure>{shown}<figcaption>{escape(cell.name)}</figcaption></figure>")
+        return f'<h3>{escape(row.title)}</h3><div class="strip">{"".join(figures)}</div>'
+
+    titles = ["source", "items", *store.channels, "tokens"]
+    cells = [[row[0], *(f"{value:,}" for value in row[1:])] for row in counts(store)]
+    beside = any(cell.original is not None for row in items for cell in row.cells)
+    above = " Above the original, below what its tokens say." if beside else ""
+    body = [
+        section("What is in it", "Pictures by source and channel.", table(titles, cells)),
+        section("Items", f"Every channel, decoded from its tokens.{above}", *map(strip, items)),
+        section("Sentences", "As training reads them; → marks answers.", *map(strip, sentences)),
+    ]
+    about = f"{len(store):,} items of {store.tokens_per_picture} tokens a picture, {store.path}"
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(store.name)}</title><style>{STYLE}{PAGE_STYLE}</style>"
+        f'<h1>{escape(store.name)}</h1><p class="soft">{escape(about)}</p>{"".join(body)}</html>'
+    )
 
 
 def find_tokenizer(store: TokenStore, given: str | None) -> VQGAN:
@@ -104,16 +247,38 @@ def find_tokenizer(store: TokenStore, given: str | None) -> VQGAN:
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("lvm inspect", description=__doc__)
     parser.add_argument("store")
-    parser.add_argument("--out", required=True, help="picture to write (.png)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of --originals or --sentences")
+    parser.add_argument("--out", required=True, help="what to write: a picture (.png) or a page (.html)")
     parser.add_argument("--items", type=int, default=12, help="rows (12)")
+    parser.add_argument(
+        "--originals", metavar="SOURCE", help="the source, to show its pictures beside the decoded ones"
+    )
+    parser.add_argument("--sentences", metavar="CONFIG", help="a data config over this store: show its sentences too")
+    parser.add_argument("--windows", type=int, default=4, help="of --sentences (4)")
     parser.add_argument("--tokenizer", metavar="NAME_OR_PATH", help="the one the store remembers, if not given")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     out = Path(arguments.out)
-    if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out}: give a name that ends in .png")
+    if out.suffix.lower() not in (".png", ".html"):
+        raise UserError(f"--out {out}: give a name that ends in .png or .html")
+    if arguments.originals and arguments.sentences and arguments.overrides:
+        raise UserError("KEY=VALUE belongs to --originals or to --sentences: put the other's options into its file")
     store = TokenStore(arguments.store)
-    image = sheet(store, find_tokenizer(store, arguments.tokenizer), max(1, arguments.items))
+    vqgan = find_tokenizer(store, arguments.tokenizer)
+    source = None
+    if arguments.originals:
+        source = open_source(arguments.originals, arguments.overrides)
+        if source.fingerprint() != store.info["source_fingerprint"]:
+            raise UserError(f"--originals {arguments.originals} is not what {store.path} was made of; name that source")
+    sentences = []
+    if arguments.sentences:
+        sentences = sentence_rows(open_plan(arguments.sentences, arguments.overrides), vqgan, arguments.windows)
+    items = item_rows(store, vqgan, max(1, arguments.items), source)
     with atomic_path(out) as aside:
-        image.save(aside, format="PNG")
-    print(f"{out}: {image.width} x {image.height} pixels")
+        if out.suffix.lower() == ".html":
+            aside.write_text(page(store, items, sentences), encoding="utf-8")
+        else:
+            sheet([*items, *sentences]).save(aside, format="PNG")
+    for row in counts(store):
+        print("  ".join(f"{value:,}" if isinstance(value, int) else f"{value:<12}" for value in row))
+    print(f"{out}: {len(items)} items, {len(sentences)} sentences")
     return 0
