@@ -5,7 +5,7 @@ become square pictures, views and items is the same for all of them and decided 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -183,8 +183,14 @@ class Boxes:
 
 
 def read_annotation(channel: str, file: Path, config: FilesConfig, classes: Mapping[int, int] | None) -> Annotation:
-    """An annotation's file as what it is: a label map, deep depth, lines, colours that mean something, smooth ones."""
-    image, name = decode.load(file, config.max_pixels), str(file)
+    """An annotation's file, as `make_annotation` takes it."""
+    return make_annotation(channel, decode.load(file, config.max_pixels), str(file), config, classes)
+
+
+def make_annotation(
+    channel: str, image: Image.Image, name: str, config: FilesConfig, classes: Mapping[int, int] | None
+) -> Annotation:
+    """A picture as what it is: a label map, deep depth, lines, colours that mean something, smooth ones."""
     if channel in ("segmentation", "instance") and image.mode not in ("RGB", "RGBA"):
         return Labels(image, name, classes if channel == "segmentation" else None)
     if channel == "depth" and image.mode in decode.DEEP_MODES:
@@ -210,7 +216,7 @@ class Record:
 
     id: str
     group: str
-    frames: Sequence[Frame]
+    frames: Iterable[Frame]  # drawn in one pass
     is_clip: bool = False
     label: int = -1
     licence: str = ""
@@ -223,29 +229,19 @@ def draw_record(record: Record, config: DrawingConfig, size: int) -> list[Item]:
     """Its items. View 0: picture, annotations and gray; views 1..`views`: degraded, with a strength and place that
     depend on (id, view) alone. A further view for each further geometry holds all of these, one degraded draw each.
 
-    Raises `PictureError` for an annotation of another size than its picture.
+    Raises `PictureError` for frames of different sizes, or an annotation of another size than its picture.
     """
-    sizes = {frame.picture.size for frame in record.frames}
-    if len(sizes) > 1:
-        raise decode.PictureError(record.id, f"has frames of different sizes ({sorted(sizes)[0]}, {sorted(sizes)[1]})")
-    for frame in record.frames:
-        for channel, annotation in frame.annotations.items():
-            if annotation.size is not None and annotation.size != frame.picture.size:
-                (width, height), (wide, high) = annotation.size, frame.picture.size
-                name = getattr(annotation, "name", f"{channel} of {frame.name}")
-                raise decode.PictureError(name, f"is {width} x {height}, its picture {frame.name} {wide} x {high}")
-    views = geometries(*record.frames[0].picture.size, config.resize, config.flip)
+    drawn = draw_frames(record, config, size)
     degraded = [name for name in config.derived if name != "gray"]
     if record.is_clip:
         degraded = []
     later = config.views if degraded else 0
     items = []
-    for number, geometry in enumerate(views):
-        channels = draw_frames(record.frames, geometry, size)
+    for number, (geometry, channels) in enumerate(drawn):
         picture = channels["image"][0]
         if "gray" in config.derived and not record.is_clip and "gray" not in channels:
             channels["gray"] = derive("gray", picture)[None]
-        cut = {"geometry": geometry.as_json()} if len(views) > 1 or config.resize != "squash" else {}
+        cut = {"geometry": geometry.as_json()} if len(drawn) > 1 or config.resize != "squash" else {}
         view = 0 if number == 0 else later + number
         if number > 0 and later:
             channels |= degrade(record.id, view, degraded, picture)
@@ -256,16 +252,35 @@ def draw_record(record: Record, config: DrawingConfig, size: int) -> list[Item]:
 
 
 def draw_frames(
-    frames: Sequence[Frame], geometry: Geometry, size: int
-) -> "dict[str, UInt8[np.ndarray, 'n size size 3']]":
-    """Every channel that all frames have."""
-    drawn: dict[str, list[np.ndarray]] = {"image": []}
-    for frame in frames:
-        photo = decode.shrink(frame.picture, size, geometry, frame.name)
-        drawn["image"].append(photo)
-        for channel, annotation in frame.annotations.items():
-            drawn.setdefault(channel, []).append(annotation.draw(geometry, size, photo))
-    return {channel: np.stack(pictures) for channel, pictures in drawn.items() if len(pictures) == len(frames)}
+    record: Record, config: DrawingConfig, size: int
+) -> "list[tuple[Geometry, dict[str, UInt8[np.ndarray, 'n size size 3']]]]":
+    """For each geometry every channel that all frames have. One frame is held at a time, if they come one at a time."""
+    views: list[tuple[Geometry, dict[str, list[np.ndarray]]]] = []
+    first, count = (0, 0), 0
+    for frame in record.frames:
+        count += 1
+        if not views:
+            first = frame.picture.size
+            views = [(geometry, {}) for geometry in geometries(*first, config.resize, config.flip)]
+        _check_sizes(record, frame, first)
+        for geometry, drawn in views:
+            photo = decode.shrink(frame.picture, size, geometry, frame.name)
+            drawn.setdefault("image", []).append(photo)
+            for channel, annotation in frame.annotations.items():
+                drawn.setdefault(channel, []).append(annotation.draw(geometry, size, photo))
+    if not views:
+        raise decode.PictureError(record.id, "has no frames")
+    return [(g, {c: np.stack(pictures) for c, pictures in d.items() if len(pictures) == count}) for g, d in views]
+
+
+def _check_sizes(record: Record, frame: Frame, first: tuple[int, int]) -> None:
+    if frame.picture.size != first:
+        raise decode.PictureError(record.id, f"has frames of different sizes ({first}, {frame.picture.size})")
+    for channel, annotation in frame.annotations.items():
+        if annotation.size is not None and annotation.size != frame.picture.size:
+            (width, height), (wide, high) = annotation.size, frame.picture.size
+            name = getattr(annotation, "name", f"{channel} of {frame.name}")
+            raise decode.PictureError(name, f"is {width} x {height}, its picture {frame.name} {wide} x {high}")
 
 
 def degrade(

@@ -11,11 +11,9 @@ pictures. A picture may lack annotations; an annotation without its picture is a
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 
 from lvm.pictures import decode
@@ -23,6 +21,7 @@ from lvm.pictures.derive import DERIVED
 from lvm.runtime import UserError
 from lvm.sources.base import BrokenItem, Item
 from lvm.sources.drawing import FilesConfig, Frame, Record, draw_record, read_annotation, read_classes
+from lvm.sources.listing import list_files
 
 # Part of every fingerprint: raise it when the same files and options give other pictures.
 PICTURES_VERSION = 2
@@ -75,32 +74,6 @@ class Unit:
 
 
 # Finding what is there.
-
-
-def list_pictures(root: Path, config: PicturesConfig) -> list[str]:
-    """Relative posix paths of all picture files below `root` that the patterns admit, sorted; hidden ones left out."""
-    found: list[str] = []
-    entered: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in entered:  # a link to a folder above it
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        relative = Path(folder).relative_to(root).as_posix()
-        for file in files:
-            if file.lower().endswith(decode.SUFFIXES) and not file.startswith("."):
-                path = file if relative == "." else f"{relative}/{file}"
-                if _admitted(path, config):
-                    found.append(path)
-    return sorted(found)
-
-
-def _admitted(path: str, config: PicturesConfig) -> bool:
-    if config.include and not any(fnmatch(path, pattern) for pattern in config.include):
-        return False
-    return not any(fnmatch(path, pattern) for pattern in config.exclude)
 
 
 def find_units(root: Path, paths: list[str], config: PicturesConfig) -> list[Unit]:
@@ -247,7 +220,7 @@ class PicturesSource:
         self.resize = config.resize
         if not self.root.is_dir():
             raise UserError(f"{self.root} is not a folder; name one that holds pictures")
-        paths = list_pictures(self.root, config)
+        paths = list_files(self.root, decode.SUFFIXES, config.include, config.exclude)
         if not paths:
             which = " that `include` and `exclude` admit" if config.include or config.exclude else ""
             raise UserError(f"{self.root} holds no pictures{which} ({' '.join(decode.SUFFIXES)})")
@@ -281,7 +254,7 @@ class PicturesSource:
             record = Record(
                 unit.id,
                 unit.group,
-                [self._frame(unit, n) for n in range(len(unit.channels["image"]))],
+                (self._frame(unit, n) for n in range(len(unit.channels["image"]))),
                 unit.is_clip,
                 self._label_numbers.get(unit.label, -1),
                 self.config.licence,
