@@ -35,13 +35,19 @@ class Item:
         return len(next(iter(self.channels.values())))
 
 
+def writable(text: str) -> str:
+    """Half of a surrogate pair, which JSON can hold and UTF-8 files cannot, becomes a question mark. Python also reads
+    file names of another encoding so."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class BrokenItem(Exception):
     """A unit that cannot be read: which file, and why in a few words. Bulk jobs quarantine it and go on."""
 
     def __init__(self, file: str, reason: str) -> None:
         super().__init__(file, reason)  # both arguments, so that it survives pickling
-        self.file = str(file)
-        self.reason = " ".join(str(reason).split())
+        self.file = writable(str(file))
+        self.reason = writable(" ".join(str(reason).split()))
 
     def __str__(self) -> str:
         return f"{self.file}: {self.reason}"

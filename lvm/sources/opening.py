@@ -12,6 +12,7 @@ from lvm.sources.base import Source
 KINDS = {
     "pictures": ("pictures", "PicturesConfig", "PicturesSource"),
     "manifest": ("manifest", "ManifestConfig", "ManifestSource"),
+    "coco": ("coco", "CocoConfig", "CocoSource"),
     "collection": ("collection", "CollectionConfig", "CollectionSource"),
     "world": ("world", "WorldConfig", "WorldSource"),
 }

@@ -4,18 +4,14 @@ It lies under $LVM_CACHE (~/.cache/lvm), in a folder named after everything that
 """
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lvm.runtime.files import cache_folder
 from lvm.sources import open_source
 from lvm.store.job import build_store
 from tokenizer import VQGAN
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("LVM_CACHE") or "~/.cache/lvm").expanduser()
 
 
 def ensure_world_store(

@@ -1,19 +1,23 @@
 """Every file below configs/ composes and builds its dataclass, under a name it can be asked for by."""
 
+import importlib
+
 import pytest
 
 from lvm.data.config import DataConfig, data_config
 from lvm.model import LVMConfig
 from lvm.runtime import build, config_folder
 from lvm.runtime.config_files import load_config
-from lvm.sources.pictures import PicturesConfig
-from lvm.sources.world import WorldConfig
+from lvm.sources.opening import KINDS
 from lvm.training import OptimConfig, TrainerConfig
 from tokenizer.train import TrainConfig, read_config
 
 ROOT = config_folder()
 GROUPS = ("model", "data", "data/source", "optim", "trainer", "logger", "experiment", "debug", "tokenizer")
-SOURCES = {"pictures": PicturesConfig, "world": WorldConfig}
+SOURCES = {
+    kind: getattr(importlib.import_module(f"lvm.sources.{module}"), config)
+    for kind, (module, config, _) in KINDS.items()
+}
 
 
 def names(group):
