@@ -10,6 +10,7 @@
     pose                     keypoint_error   distance of each drawn colour's centre, in pixels; keypoints_found
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,7 +31,7 @@ from lvm.pictures import depth, normals
 from lvm.pictures.pieces import Box, bounds, label
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, UInt8
+    from jaxtyping import Bool, Float, Int, UInt8
 
 LEAST_PART = 3  # pixels of a colour that count as a drawn part of a pose
 
@@ -97,11 +98,7 @@ def depth_errors(
 
 def normal_degrees(picture: "UInt8[np.ndarray, 'y x 3']", decoded: "UInt8[np.ndarray, 'y x 3']") -> float:
     """Mean angle in degrees over the pixels that show a surface; NaN where none does."""
-    surface = picture.any(-1)
-    if not surface.any():
-        return float("nan")
-    cosines = (normals.read(picture)[surface] * normals.read(decoded)[surface]).sum(-1)
-    return float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).mean())
+    return mean_degrees(normals.read(decoded), normals.read(picture))
 
 
 def pieces(mask: "Bool[np.ndarray, 'y x']") -> list[Box]:
@@ -123,9 +120,15 @@ def box_iou(
     """Mean over the boxes of `picture` of the IoU with the one matched to it in `decoded`, 0 where none is left.
 
     Both are read back alike: pixels of the line's colour, connected pieces, their bounding boxes (boxes whose lines
-    touch are one). Matched from the best pair down. NaN without boxes.
+    touch are one). See `matched_iou`.
     """
     found, true = (pieces(mask) for mask in line_pixels(decoded, picture, photo))
+    return matched_iou(found, true)
+
+
+def matched_iou(found: Sequence[Box], true: Sequence[Box]) -> float:
+    """Mean over the true boxes of the IoU with the one found for it, 0 where none is left; matched from the best pair
+    down. NaN without true boxes."""
     if not true:
         return float("nan")
     pairs = sorted(((iou(a, b), i, j) for i, a in enumerate(true) for j, b in enumerate(found)), reverse=True)
@@ -161,3 +164,53 @@ def keypoint_errors(picture: "UInt8[np.ndarray, 'y x 3']", decoded: "UInt8[np.nd
 
 def _centre(mask: "Bool[np.ndarray, 'y x']") -> "Float[np.ndarray, '2']":
     return np.argwhere(mask).mean(0)
+
+
+# What was read back against what was drawn: no pictures from here on.
+
+
+def class_miou(found: "Int[np.ndarray, 'y x']", true: "Int[np.ndarray, 'y x']") -> float:
+    """Intersection over union of class maps, mean over the classes of the true one."""
+    return float(np.mean([_mask_iou(found == k, true == k) for k in np.unique(true)]))
+
+
+def instance_miou(found: "Int[np.ndarray, 'y x']", true: "Int[np.ndarray, 'y x']") -> float:
+    """Mean over the true instances (0 is none) of the IoU with the found one that overlaps it best, whatever its
+    number; NaN without instances."""
+    best = []
+    for mask in (true == k for k in np.unique(true) if k != 0):
+        overlapping = [n for n in np.unique(found[mask]) if n != 0]
+        best.append(max((_mask_iou(found == n, mask) for n in overlapping), default=0.0))
+    return float(np.mean(best)) if best else float("nan")
+
+
+def depth_scores(found: "Float[np.ndarray, 'y x']", true: "Float[np.ndarray, 'y x']") -> dict[str, float]:
+    """`abs_rel`, the mean of |d - d'| / d, and `d1`, the share within a factor of 1.25, where the truth is finite and
+    above 0; NaN where nothing is."""
+    known = np.isfinite(true) & (true > 0)
+    if not known.any():
+        return {"abs_rel": float("nan"), "d1": float("nan")}
+    found, true = found[known], true[known]
+    ratio = np.maximum(found / true, true / found)
+    return {"abs_rel": float((np.abs(found - true) / true).mean()), "d1": float((ratio < 1.25).mean())}
+
+
+def mean_degrees(found: "Float[np.ndarray, 'y x 3']", true: "Float[np.ndarray, 'y x 3']") -> float:
+    """Mean angle between unit vectors where the true one is not zero; NaN where all are."""
+    surface = true.any(-1)
+    if not surface.any():
+        return float("nan")
+    cosines = (found[surface] * true[surface]).sum(-1)
+    return float(np.degrees(np.arccos(np.clip(cosines, -1, 1))).mean())
+
+
+def pck(found: "Float[np.ndarray, 'k 2']", true: "Float[np.ndarray, 'k 2']", reach: float) -> float:
+    """Share of the true joints (not NaN) that were found within `reach` pixels: PCK@0.1 for a tenth of the person's
+    box; NaN without joints."""
+    known = np.isfinite(true).all(1)
+    near = np.linalg.norm(found - true, axis=1)[known] <= reach  # never of NaN
+    return float(near.mean()) if known.any() else float("nan")
+
+
+def _mask_iou(a: "Bool[np.ndarray, 'y x']", b: "Bool[np.ndarray, 'y x']") -> float:
+    return float((a & b).sum() / (a | b).sum())

@@ -108,6 +108,29 @@ def test_keypoints_that_moved_err_by_their_distance_and_lost_ones_are_missed():
     assert np.isnan(keypoint_errors(black, black)["keypoint_error"])
 
 
+def test_class_maps_and_instances_are_compared_by_overlap():
+    true = np.array([[0, 0, 1, 1], [2, 2, 2, 2]])
+    found = np.array([[0, 0, 1, 0], [2, 2, 2, 2]])
+    assert annotations.class_miou(true, true) == 1
+    assert annotations.class_miou(found, true) == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert annotations.instance_miou(3 * true, true) == 1, "numbers do not count"
+    assert annotations.instance_miou(found, true) == pytest.approx((1 / 2 + 1) / 2)
+    assert annotations.instance_miou(0 * true, true) == 0 and np.isnan(annotations.instance_miou(true, 0 * true))
+
+
+def test_depth_scores_leave_unknown_depth_out():
+    true, found = np.array([[2.0, 4.0, np.inf, np.nan]]), np.array([[2.2, 8.0, 1.0, 1.0]])
+    assert annotations.depth_scores(found, true) == pytest.approx({"abs_rel": 0.55, "d1": 0.5})
+    assert np.isnan(annotations.depth_scores(found, np.full_like(found, np.nan))["d1"])
+
+
+def test_a_joint_counts_within_reach_and_a_missing_one_is_wrong():
+    true = np.array([[10.0, 10], [20, 20], [30, 30], [np.nan, np.nan]])
+    found = np.array([[13.0, 14], [20, 26], [np.nan, np.nan], [1, 1]])
+    assert annotations.pck(found, true, 5) == pytest.approx(1 / 3)
+    assert np.isnan(annotations.pck(found, np.full((4, 2), np.nan), 5))
+
+
 @pytest.mark.skipif(
     not (Path(__file__).parents[2].parent / "shared" / "data" / "camvid").is_dir(), reason="shared/data is not there"
 )
