@@ -38,7 +38,33 @@ def sample_boxes(seed, size=40, least_gap=1, number=12):
 def test_outlined_boxes_that_do_not_touch_read_back_exactly(seed, width):
     wanted = sample_boxes(seed)
     for ground, photo in grounds(seed, 40, 40):
-        assert boxes.read(boxes.draw(ground, wanted, LINE, width), LINE, photo) == sorted(wanted)
+        drawn = boxes.draw(ground, wanted, LINE, width)
+        assert boxes.read(drawn, LINE, photo) == boxes.read(drawn, LINE, photo, width) == sorted(wanted)
+
+
+def sample_crossing(seed, size, number, gap):
+    """Boxes of which no two sides, left and right or top and bottom, are nearer than `gap`."""
+    random = np.random.default_rng(seed)
+    taken, found = ([], []), []
+    for _ in range(40 * number):
+        sides = [np.sort(random.integers(0, size + 1, 2)).tolist() for _ in range(2)]
+        if len(found) < number and all(
+            high - low >= gap and all(abs(a - b) >= gap for a in (low, high) for b in others)
+            for (low, high), others in zip(sides, taken)
+        ):
+            for others, pair in zip(taken, sides):
+                others.extend(pair)
+            (left, right), (top, bottom) = sides
+            found.append((left, top, right, bottom))
+    return found
+
+
+@given(SEEDS, st.integers(1, 6), st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_boxes_that_cross_are_told_apart_by_the_width_of_their_lines(seed, number, width):
+    wanted = sample_crossing(seed, 120, number, 2 * width + 1)
+    for ground, photo in grounds(seed, 120, 120):
+        assert boxes.read(boxes.draw(ground, wanted, LINE, width), LINE, photo, width) == sorted(wanted)
 
 
 def test_a_box_within_a_box_is_read_too():
