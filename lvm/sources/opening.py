@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lvm.pictures.decode import SUFFIXES as PICTURE_SUFFIXES
 from lvm.runtime import UserError, build, config_folder
 from lvm.sources.base import Source
+from lvm.sources.listing import VIDEO_SUFFIXES, walk_files
 
 # kind: the module of lvm.sources, imported when it is used, its configuration and its source.
 KINDS = {
@@ -14,13 +16,14 @@ KINDS = {
     "manifest": ("manifest", "ManifestConfig", "ManifestSource"),
     "coco": ("coco", "CocoConfig", "CocoSource"),
     "collection": ("collection", "CollectionConfig", "CollectionSource"),
+    "videos": ("videos", "VideosConfig", "VideosSource"),
     "world": ("world", "WorldConfig", "WorldSource"),
 }
 
 
 def open_source(config: "Mapping[str, Any] | str | Path", overrides: Sequence[str] = ()) -> Source:
     """A mapping with `kind` and that kind's options; a YAML file of one, by path or by its name in
-    configs/data/source/; or a folder of pictures. `overrides` are options as KEY=VALUE. Raises `UserError`.
+    configs/data/source/; or a folder of pictures or videos. `overrides` are options as KEY=VALUE. Raises `UserError`.
     """
     if not isinstance(config, Mapping):
         config = _read(config)
@@ -49,10 +52,24 @@ def _parse(overrides: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def kind_of(folder: Path) -> str:
+    """By the files in it; pictures come first."""
+    kind = "pictures"
+    for path in walk_files(folder):
+        name = path.lower()
+        if name.endswith(PICTURE_SUFFIXES):
+            return "pictures"
+        if name.endswith(VIDEO_SUFFIXES):
+            kind = "videos"
+    return kind
+
+
 def _read(given: str | Path) -> Mapping[str, Any]:
     path = Path(given).expanduser()
     if path.is_dir():
-        return {"kind": "pictures", "path": str(path)}
+        return {"kind": kind_of(path), "path": str(path)}
+    if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
+        return {"kind": "videos", "path": str(path)}
     named = config_folder() / "data" / "source" / f"{given}.yaml"
     if path.suffix not in (".yaml", ".yml") and named.is_file():
         path = named
