@@ -19,34 +19,15 @@ import numpy as np
 from lvm.commands.tokenize import share
 from lvm.runtime import UserError
 from lvm.store import TokenStore, exclude, merge, split, verify
+from lvm.store.card import facts
 from lvm.store.store import read_ids
 
 
 def summary(store: TokenStore) -> str:
     """What is in a store, a few lines for people."""
-    counts, masks = store.num_pictures.astype(np.int64), store.channel_mask
-    rows = [
-        ("source", f"{store.name} ({store.info['units']:,} units, {store.info['size']} px, {store.info['resize']})")
-    ]
-    rows.append(("items", f"{len(store):,} of {len(np.unique(store.item)):,} ids"))
+    rows = facts(store)
     if len(store.excluded):
-        rows.append(("excluded", f"{len(store.excluded):,} of these items"))
-    rows.append(
-        ("views", f"{len(np.unique(store.view))}, labels {len(store.labels)}, groups {len(np.unique(store.group)):,}")
-    )
-    for bit, channel in enumerate(store.channels):
-        rows.append((channel, f"{int(counts[masks >> bit & 1 == 1].sum()):,} pictures"))
-    pictures = sum(shard["pictures"] for shard in store.info["shards"])
-    size = sum(shard["bytes"] for shard in store.info["shards"])
-    tokens = pictures * store.tokens_per_picture
-    rows.append(
-        ("tokens", f"{tokens:,} ({store.grid[0]} x {store.grid[1]} a picture, {size / max(tokens, 1):.2f} bytes each)")
-    )
-    rows.append(("shards", f"{len(store.shards)}"))
-    rows.append(("broken", f"{sum(shard['broken'] for shard in store.info['shards'])}"))
-    rows.append(
-        ("tokenizer", f"{store.info['tokenizer'] or '?'} {store.tokenizer_fingerprint[:12]} ({store.num_codes} codes)")
-    )
+        rows.append(("excluded", f"{len(store.excluded):,} of the items"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 

@@ -1,6 +1,7 @@
 """Tokenise pictures into a token store: lvm tokenize SOURCE STORE --tokenizer NAME_OR_PATH"""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -32,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--num-shards", type=int, default=1, help="tasks that share the work, as in a job array (1)")
     parser.add_argument("--shard", type=int, default=0, help="this task's number, from 0")
     parser.add_argument("--max-broken", type=share, default=0.01, help="share of units that may be unreadable (1%%)")
+    parser.add_argument("--keep-blank", action="store_true", help="keep pictures of one flat colour")
     arguments = parser.parse_intermixed_args(argv)
 
     source = open_source(arguments.source, arguments.overrides)
@@ -50,7 +52,9 @@ def main(argv: Sequence[str]) -> int:
         num_shards=arguments.num_shards,
         shard=arguments.shard,
         max_broken=arguments.max_broken,
+        keep_blank=arguments.keep_blank,
         tokenizer=arguments.tokenizer,
+        command=shlex.join(["lvm", "tokenize", *argv]),
     )
     speed = f"{report.pictures_per_second:,.0f} a second, the encoder waited {report.waiting_share:.0%}"
     print(
@@ -58,8 +62,10 @@ def main(argv: Sequence[str]) -> int:
         if report.pictures
         else "no new work"
     )
+    where = f"{arguments.store}/quarantine.jsonl"
+    if report.blank:
+        print(f"{report.blank:,} items of one flat colour were left out; see {where}, or give --keep-blank")
     if report.broken:
-        where = f"{arguments.store}/quarantine.jsonl"
         print(f"{len(report.broken)} of {len(source)} units could not be read; see {where}", file=sys.stderr)
     state = "complete" if report.complete else "waits for the shards of other tasks"
     print(f"{arguments.store}: {state}")

@@ -25,5 +25,5 @@ def ensure_world_store(
     source = open_source({"kind": "world", **world_config})
     key = hashlib.sha256(f"{source.fingerprint()}\n{vqgan.fingerprint}".encode()).hexdigest()[:16]
     path = (Path(cache) if cache is not None else cache_folder()) / "stores" / f"world-{key}"
-    build_store(source, path, vqgan, **options)
+    build_store(source, path, vqgan, exclusive=False, **options)
     return path

@@ -4,6 +4,7 @@ Processes of `lvm.sources.reading` read units while this one encodes. A shard is
 go through the encoder in a fixed order in batches of one size, so that a resumed job writes the same bytes.
 """
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -11,19 +12,22 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lvm.runtime import UserError, read_json, write_json
+from lvm.runtime import UserError, atomic_write, read_json, write_json
+from lvm.runtime.lease import RunLease
 from lvm.runtime.machine import compile_problem
 from lvm.sources.base import BrokenItem, Source
 from lvm.sources.reading import read_units
 from lvm.store import layout
-from lvm.store.shard import Shard, write_lines, write_shard
+from lvm.store.blank import is_blank
+from lvm.store.card import card
+from lvm.store.shard import Shard, lines_of, write_shard
 from lvm.store.store import TokenStore
 from tokenizer import VQGAN, BulkEncoder
 
@@ -42,6 +46,7 @@ class JobReport:
     seconds: float = 0.0
     waiting_seconds: float = 0.0  # the encoder had nothing to encode
     broken: list[dict[str, Any]] = field(default_factory=list)  # of this job's shards, earlier runs included
+    blank: int = 0  # items left out, of the same shards
 
     @property
     def pictures_per_second(self) -> float:
@@ -55,7 +60,7 @@ class JobReport:
 # The plan: what all jobs of a store agree on.
 
 
-def make_plan(source: Source, vqgan: VQGAN, size: int, shard_size: int) -> dict[str, Any]:
+def make_plan(source: Source, vqgan: VQGAN, size: int, shard_size: int, keep_blank: bool) -> dict[str, Any]:
     grid = _grid(vqgan, size)
     return {
         "version": layout.VERSION,
@@ -71,6 +76,7 @@ def make_plan(source: Source, vqgan: VQGAN, size: int, shard_size: int) -> dict[
         "num_codes": vqgan.config.num_embeddings,
         "grid": list(grid),
         "block_pictures": layout.BLOCK_PICTURES,
+        "keep_blank": keep_blank,
     }
 
 
@@ -106,8 +112,8 @@ def freeze_plan(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
             f"{plan['units']} units); name another folder, or the same files and options"
         )
     for key in plan:
-        if key in ("shard_size", "labels", "tokenizer"):
-            continue
+        if key in ("shard_size", "labels", "tokenizer") or (key == "keep_blank" and key not in frozen):
+            continue  # a plan that says nothing of blank pictures is older than the filter and keeps them
         if frozen.get(key) != plan[key]:
             raise UserError(f"{target} says {key} = {frozen.get(key)!r}, this job {plan[key]!r}; name another folder")
     return frozen
@@ -125,11 +131,14 @@ def _grid(vqgan: VQGAN, size: int) -> tuple[int, int]:
     return h, w
 
 
-def shard_ranges(plan: dict[str, Any]) -> list[range]:
-    return [
-        range(start, min(start + plan["shard_size"], plan["units"]))
-        for start in range(0, plan["units"], plan["shard_size"])
-    ]
+def num_shards_of(plan: dict[str, Any]) -> int:
+    """Tars of a store. A plan of one made of other stores says how many: it has no units to cut."""
+    return plan["num_shards"] if "num_shards" in plan else -(-plan["units"] // plan["shard_size"])
+
+
+def unit_range(plan: dict[str, Any], n: int) -> range:
+    """The units of tar shard n."""
+    return range(n * plan["shard_size"], min((n + 1) * plan["shard_size"], plan["units"]))
 
 
 # The job.
@@ -156,15 +165,22 @@ def run_job(
     num_shards: int = 1,
     shard: int = 0,
     max_broken: float = 0.01,
+    keep_blank: bool = False,
     progress: bool = True,
     compile: bool | str = "auto",
     tokenizer: str = "",
+    command: str = "",
+    exclusive: bool = True,
 ) -> JobReport:
     """Task `shard` of `num_shards`: encode the tar shards whose number is `shard` modulo `num_shards`.
 
     `size` is the side of the pictures in pixels (the tokenizer's resolution if None), `shard_size` the units in a tar,
-    `max_broken` the share of this task's units that may be unreadable; `tokenizer` is the name or path that the store
-    remembers for looking at it. Whichever task finds all shards present writes store.json. Raises `UserError`.
+    `max_broken` the share of this task's units that may be unreadable, `keep_blank` whether pictures of one flat colour
+    are kept; `tokenizer` is the name or path that the store remembers for looking at it, `command` what its card says
+    that made it. Whichever task finds all shards present writes store.json and the card.
+
+    A live process that works at the same task is an error, unless `exclusive` is false: both write the same bytes then.
+    Raises `UserError`.
     """
     path = Path(path)
     if not 0 <= shard < num_shards:
@@ -173,17 +189,20 @@ def run_job(
         raise UserError(f"source {source.name!r} has nothing in it")
     report = JobReport()
     try:
-        plan = make_plan(source, vqgan, size or vqgan.config.resolution, shard_size)
+        plan = make_plan(source, vqgan, size or vqgan.config.resolution, shard_size, keep_blank)
         plan = freeze_plan(path, {**plan, "tokenizer": tokenizer})
-        ranges = shard_ranges(plan)
-        mine = range(shard, len(ranges), num_shards)
-        todo = [n for n in mine if not layout.sidecar_path(path, layout.shard_name(n)).is_file()]
-        limit = max_broken * sum(len(ranges[n]) for n in mine)
-        for n in set(mine) - set(todo):
-            report.broken += read_json(layout.sidecar_path(path, layout.shard_name(n)))["broken"]
-        if todo:
-            _encode_shards(source, path, vqgan, plan, ranges, todo, limit, workers, progress, compile, report)
-        report.complete = finish(path)
+        mine = range(shard, num_shards_of(plan), num_shards)
+        if _missing(path, mine):
+            with contextlib.ExitStack() as held:
+                name = f".task-{shard}-of-{num_shards}.json"
+                lease = held.enter_context(RunLease(path, name)) if exclusive else None
+                todo = _missing(path, mine)  # who held the lease until now may have written some
+                _count_done(path, set(mine) - set(todo), report)
+                limit = max_broken * sum(len(unit_range(plan, n)) for n in mine)
+                _encode_shards(source, path, vqgan, plan, todo, limit, workers, progress, compile, lease, report)
+        else:
+            _count_done(path, mine, report)
+        report.complete = finish(path, command)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
             raise UserError(f"{path} cannot be written ({error.strerror}); the same command continues") from None
@@ -191,19 +210,32 @@ def run_job(
     return report
 
 
+def _missing(path: Path, numbers: Iterable[int]) -> list[int]:
+    return [n for n in numbers if not layout.sidecar_path(path, layout.shard_name(n)).is_file()]
+
+
+def _count_done(path: Path, numbers: Iterable[int], report: JobReport) -> None:
+    for n in numbers:
+        sidecar = read_json(layout.sidecar_path(path, layout.shard_name(n)))
+        report.broken += sidecar["broken"]
+        report.blank += len(sidecar.get("blank", []))
+
+
 def _encode_shards(
     source: Source,
     path: Path,
     vqgan: VQGAN,
     plan: dict[str, Any],
-    ranges: list[range],
     todo: list[int],
     limit: float,
     workers: int,
     progress: bool,
     compile: bool | str,
+    lease: RunLease | None,
     report: JobReport,
 ) -> None:
+    ranges = {n: unit_range(plan, n) for n in todo}
+    keep_blank = plan.get("keep_blank", True)
     encoder = make_encoder(vqgan, plan["size"], compile, plan["units"])
     start = time.perf_counter()
     reads = read_units(source, [unit for n in todo for unit in ranges[n]], plan["size"], workers=workers)
@@ -221,16 +253,25 @@ def _encode_shards(
                     shard.broken.append(broken)
                     report.broken.append(broken)
                     if len(report.broken) > limit:
-                        _write_quarantine(path, shard.broken)
+                        write_quarantine(path, [*shard.broken, *shard.blank])
                         raise _too_many(path, report.broken, limit)
                 else:
                     for item in items:
+                        shard.check(item)
+                        if not keep_blank and is_blank(item, items):
+                            origin = getattr(item, "origin", "")
+                            shard.blank.append({"id": item.id, "view": item.view, "file": origin, "reason": "blank"})
+                            continue
                         for pictures in shard.add(item):
                             batcher.add(pictures)
                 report.seconds = time.perf_counter() - start
                 line.show(1, report, report.pictures + batcher.num_pictures)
-            write_shard(path, n, ranges[n], shard, batcher.finish())
+            codes = batcher.finish()
+            if lease is not None:
+                lease.check()
+            write_shard(path, n, ranges[n], shard, codes)
             report.pictures += shard.num_pictures
+            report.blank += len(shard.blank)
             report.seconds = time.perf_counter() - start
     finally:
         reads.close()  # type: ignore[attr-defined]
@@ -310,44 +351,54 @@ class _ProgressLine:
 # What is derived once shards are there.
 
 
-def finish(path: Path) -> bool:
-    """Write quarantine.jsonl, and store.json once every shard of the plan is present; whether it is."""
+def finish(path: Path, command: str = "") -> bool:
+    """Write quarantine.jsonl, and store.json and the card once every shard of the plan is present; whether it is."""
     plan = read_json(path / "plan.json")
-    present = list(sidecars(path))
-    _write_quarantine(path, [])
-    if len(present) < num_shards(plan):
+    present = write_quarantine(path)
+    if len(present) < num_shards_of(plan):
         return False
-    keys = ("name", "bytes", "sha256", "units", "ids", "items", "blocks", "pictures")
-    shards = [{**{key: sidecar[key] for key in keys}, "broken": len(sidecar["broken"])} for sidecar in present]
-    if not sum(shard["items"] for shard in shards):
+    if not sum(sidecar["items"] for sidecar in present):
         raise UserError(f"nothing of source {plan['source']!r} could be read; see {path / 'quarantine.jsonl'}")
-    info = {**plan, "shards": shards}
+    info = {**plan, "shards": [_counts(sidecar) for sidecar in present]}
     if not (path / "store.json").is_file() or read_json(path / "store.json") != info:
+        layout.card_path(path).unlink(missing_ok=True)
         write_json(path / "store.json", info)
         _sweep(path)
+    if not layout.card_path(path).is_file():
+        atomic_write(layout.card_path(path), card(TokenStore(path), command))
     return True
+
+
+def _counts(sidecar: dict[str, Any]) -> dict[str, Any]:
+    """What store.json says of a shard."""
+    counts = {key: sidecar[key] for key in ("name", "bytes", "sha256", "units", "ids", "items", "blocks", "pictures")}
+    return counts | {key: len(sidecar[key]) for key in ("broken", "blank") if key in sidecar}
 
 
 def _sweep(path: Path) -> None:
     """Remove what killed jobs were writing; what is younger than an hour may still be written by another task."""
     for file in path.rglob(".tmp-*"):
-        if time.time() - file.stat().st_mtime > 3600:
-            file.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another task was first
+            if time.time() - file.stat().st_mtime > 3600:
+                file.unlink()
 
 
-def num_shards(plan: dict[str, Any]) -> int:
-    """Tars of a store; one made of other stores says how many, as it has no units to cut."""
-    return plan["num_shards"] if "num_shards" in plan else len(shard_ranges(plan))
+def sidecars(path: Path) -> list[dict[str, Any]]:
+    """Of the shards that are there, in order."""
+    names = [layout.shard_name(n) for n in range(num_shards_of(read_json(path / "plan.json")))]
+    return [read_json(file) for file in (layout.sidecar_path(path, name) for name in names) if file.is_file()]
 
 
-def sidecars(path: Path) -> Iterator[dict[str, Any]]:
-    for n in range(num_shards(read_json(path / "plan.json"))):
-        sidecar = layout.sidecar_path(path, layout.shard_name(n))
-        if sidecar.is_file():
-            yield read_json(sidecar)
+def write_quarantine(path: Path, more: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Name in quarantine.jsonl all that was left out, and `more`; the sidecars that say so.
 
-
-def _write_quarantine(path: Path, more: list[dict[str, Any]]) -> None:
-    broken = [entry for sidecar in sidecars(path) for entry in sidecar["broken"]] + more
-    if broken or (path / "quarantine.jsonl").exists():
-        write_lines(path / "quarantine.jsonl", broken)
+    Once again where other tasks finished shards meanwhile: whoever writes last has seen the last shard.
+    """
+    while True:
+        present = sidecars(path)
+        left_out = [entry for sidecar in present for entry in (*sidecar["broken"], *sidecar.get("blank", []))]
+        file, text = path / "quarantine.jsonl", lines_of([*left_out, *more])
+        if text != (file.read_text("utf-8") if file.is_file() else ""):
+            atomic_write(file, text)
+        if len(present) == len(sidecars(path)):
+            return present

@@ -2,7 +2,8 @@
 
     store.json              what the store holds; derived from the sidecars once all shards are complete
     plan.json               what every job must agree on; frozen by the first
-    quarantine.jsonl        what could not be read, and why
+    README.md               a card for people: counts, licences, the command that made the store
+    quarantine.jsonl        what was left out, broken or blank, and why
     exclude.txt             ids taken down, one a line: no reader shows them (`lvm store exclude`)
     shards/00000.tar        ustar, uncompressed; members b0000.image.npy: uint16 [pictures <= 2048, t]
     shards/00000.json       sidecar, written last: a shard without one does not exist
@@ -71,6 +72,10 @@ def meta_path(store: Path, name: str) -> Path:
 
 def exclude_path(store: Path) -> Path:
     return store / "exclude.txt"
+
+
+def card_path(store: Path) -> Path:
+    return store / "README.md"
 
 
 def member_name(block: int, channel: str) -> str:

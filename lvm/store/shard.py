@@ -5,7 +5,7 @@ The bytes depend on the items and codes alone: no time, owner, name of a machine
 
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,6 +155,10 @@ def write_shard(store: Path, number: int, units: range, shard: Shard, codes: "UI
     )
 
 
-def write_lines(path: Path, lines: list[dict[str, Any]]) -> str:
-    atomic_write(path, "".join(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in lines))
+def lines_of(values: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(value, sort_keys=True, ensure_ascii=False) + "\n" for value in values)
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> str:
+    atomic_write(path, lines_of(lines))
     return sha256_file(path)

@@ -83,6 +83,6 @@ def test_cat_and_ls_know_of_them_and_merge_leaves_them_behind(store, tmp_path, c
     with pytest.raises(UserError, match="unit7 is on the exclude list"):
         run(["store", "cat", str(store.path), "unit7"])
     assert run(["store", "ls", str(store.path)]) == 0
-    assert "excluded   3 of these items" in capsys.readouterr().out
+    assert "excluded   3 of the items" in capsys.readouterr().out
     clean = merge(tmp_path / "clean", [store.path])
     assert clean.find(["unit7"]) == {} and len(clean) == len(store) - 3 and clean.admitted.all()

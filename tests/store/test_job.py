@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from tokenizer import VQGAN
 
 
 def content(store):
-    return {str(p.relative_to(store)): p.read_bytes() for p in sorted(Path(store).rglob("*")) if p.is_file()}
+    """All that a job leaves behind but who it was."""
+    files = [p for p in sorted(Path(store).rglob("*")) if p.is_file()]
+    return {str(p.relative_to(store)): p.read_bytes() for p in files if not p.name.startswith((".task-", ".lease"))}
 
 
 def test_processes_and_shards_already_there_do_not_change_a_byte(vqgan, tmp_path):
@@ -214,6 +217,77 @@ def test_the_world_store_is_built_once_and_found_again(vqgan, tmp_path, monkeypa
     assert ensure_world_store(world, vqgan) == path
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()} == before
     assert ensure_world_store({**world, "seed": 1}, vqgan, workers=0) != path
+
+
+@dataclass(frozen=True)
+class Blanks(ToySource):
+    """Unit 3 is white but for a pixel that JPEG might have moved, clip 12 black, the noisy views of 5 are flat."""
+
+    def picture(self, i, channel, frame, size):
+        picture = super().picture(i, channel, frame, size)
+        if (i, channel) == (3, "image"):
+            picture[:] = 252
+            picture[0, 0, 1] = 255
+        if i == 12 or (i, channel) == (5, "noisy"):
+            picture[:] = (0, 90, 200)
+        return picture
+
+
+def test_pictures_of_one_flat_colour_are_left_out_counted_and_named(vqgan, tmp_path):
+    source = Blanks(12, 3, broken=(8,))
+    report = run_job(source, tmp_path / "s", vqgan, shard_size=6, workers=0, max_broken=0.1)  # blanks are not broken
+    store = TokenStore(tmp_path / "s")
+    assert report.blank == 4 and [shard["blank"] for shard in store.info["shards"]] == [3, 0, 1]
+    lines = [json.loads(line) for line in (tmp_path / "s" / "quarantine.jsonl").read_text().splitlines()]
+    assert [(line["id"], line.get("view")) for line in lines if line["reason"] == "blank"] == [
+        ("unit3", 0),
+        ("unit3", 1),  # its own pictures are not flat, but what they are of is not there
+        ("unit3", 2),
+        ("unit12", 0),
+    ]
+    assert {"unit3", "unit12"}.isdisjoint(store.id(i) for i in range(len(store))) and store.find(["unit5"])
+    assert verify(tmp_path / "s") and run_job(source, tmp_path / "s", vqgan, workers=0, max_broken=0.1).blank == 4
+    kept = build_store(source, tmp_path / "kept", vqgan, workers=0, max_broken=0.1, keep_blank=True)
+    assert len(kept) == len(store) + 4 and kept.find(["unit12"])
+    with pytest.raises(UserError, match="says keep_blank = False, this job True"):
+        build_store(source, tmp_path / "s", vqgan, workers=0, max_broken=0.1, keep_blank=True)
+
+
+def test_a_store_begun_before_the_filter_is_finished_without_it(vqgan, tmp_path):
+    build_store(Blanks(12, 3), tmp_path / "s", vqgan, shard_size=6, workers=0, keep_blank=True)
+    plan = json.loads((tmp_path / "s" / "plan.json").read_text())
+    del plan["keep_blank"]
+    (tmp_path / "s" / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "s" / "shards" / "00002.json").unlink()
+    assert build_store(Blanks(12, 3), tmp_path / "s", vqgan, workers=0).find(["unit12"])
+
+
+def test_the_card_counts_what_is_there_and_says_what_made_it(vqgan, tmp_path):
+    for name, shard_size in (("a", 7), ("b", 7)):
+        run_job(Blanks(12, 3), tmp_path / name, vqgan, shard_size=shard_size, workers=0, command=f"make {name}")
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert card.replace("make a", "make b") == (tmp_path / "b" / "README.md").read_text()
+    rows = dict(
+        line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ") and line != "|  |  |"
+    )
+    assert rows["image"] == "23 pictures" and rows["noisy"] == "22 pictures" and rows["blank"] == "4"
+    assert rows["CC0"] == "13" and rows["tokenizer's fingerprint"] == vqgan.fingerprint
+    assert rows["made by"] == "`make a`" and rows["tokens"].startswith("896 (4 x 4 a picture")
+
+
+def test_a_task_that_a_live_job_works_at_is_refused_and_a_dead_ones_is_taken_over(vqgan, tmp_path):
+    job = start_job(tmp_path / "s", vqgan, workers=0)
+    while job.is_alive() and num_shards(tmp_path / "s") == 0:
+        time.sleep(0.001)
+    os.kill(job.pid, signal.SIGSTOP)
+    with pytest.raises(UserError, match=rf"s is in use by pid {job.pid} on .*\.task-0-of-1\.json"):
+        build_store(ToySource(), tmp_path / "s", vqgan, workers=0)
+    report = run_job(ToySource(), tmp_path / "s", vqgan, workers=0, num_shards=2, shard=1)  # another task may work
+    assert report.pictures and not report.complete
+    job.kill()
+    job.join()
+    assert len(build_store(ToySource(), tmp_path / "s", vqgan, workers=0)) == 280
+    verify(tmp_path / "s")
 
 
 class Surprising(ToySource):

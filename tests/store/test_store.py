@@ -1,5 +1,6 @@
 """Reading a token store: every picture where the index says, in any layout of shards, by us and by webdataset."""
 
+import dataclasses
 import io
 import pickle
 import tarfile
@@ -15,7 +16,16 @@ from lvm.runtime import UserError
 from lvm.runtime.hashing import group_hash
 from lvm.store import TokenStore, build_store
 from lvm.store.layout import BLOCK_COLUMNS, ITEM_COLUMNS
+from lvm.store.shard import Record, Shard, write_shard
 from tokenizer import BulkEncoder
+
+
+class Described(ToySource):
+    def read(self, i, size):
+        items = super().read(i, size)[:1]
+        origin = f"https://example.org/{i}.jpg"
+        known = {"licence": "CC-BY", "origin": origin, "caption": "a line\u2028and another"}
+        return [dataclasses.replace(item, **known if i < 2 else {"licence": ""}) for item in items]
 
 
 def expected(vqgan, unit, view, channel, frame):
@@ -81,6 +91,27 @@ def test_columns_say_what_the_source_said(toy_store):
     assert len(set(zip(ids, toy_store.item.tolist()))) == 100  # one number an id
 
 
+def test_licence_origin_and_caption_are_kept_for_each_id(vqgan, tmp_path):
+    store = build_store(Described(3, 0), tmp_path / "s", vqgan, workers=0)
+    assert [store.strings(i) for i in range(3)] == [
+        {
+            "id": "unit0",
+            "licence": "CC-BY",
+            "origin": "https://example.org/0.jpg",
+            "caption": "a line\u2028and another",
+        },
+        {
+            "id": "unit1",
+            "licence": "CC-BY",
+            "origin": "https://example.org/1.jpg",
+            "caption": "a line\u2028and another",
+        },
+        {"id": "unit2"},
+    ]
+    assert "| CC-BY | 2 |" in (store.path / "README.md").read_text()
+    assert "| not known | 1 |" in (store.path / "README.md").read_text()
+
+
 def test_locate_names_the_tar_member_that_holds_the_picture(toy_store):
     for i, channel, frame in ((3, "image", 0), (len(toy_store) - 1, "image", 4), (200, "depth", 0)):
         shard, member, row = toy_store.locate(i, channel, frame)
@@ -99,6 +130,22 @@ def test_the_plain_webdataset_library_reads_the_shards(toy_store):
                 assert value.dtype == np.uint16 and value.shape[1] == toy_store.tokens_per_picture
                 counts[key.removesuffix(".npy")] += len(value)
     assert counts == {"image": 90 + 60, "depth": 90, "noisy": 180}
+    first = int(np.flatnonzero((toy_store.block == 0) & toy_store.has("image"))[0])
+    assert np.array_equal(samples[0]["image.npy"][0], toy_store.pictures(np.array([first]), "image")[0])
+
+
+def test_a_token_costs_little_more_than_its_two_bytes(tmp_path):
+    shard, codes = Shard(("image",)), np.random.default_rng(0).integers(0, 8192, (2048, 256)).astype(np.uint16)
+    for i in range(2048):
+        shard.add_record(Record(f"n{i:08d}", group_hash(str(i)), 0, -1, {"licence": "CC0"}, {}), 1, 1)
+    write_shard(tmp_path, 0, range(2048), shard, codes)
+    size = {
+        folder: sum(p.stat().st_size for p in (tmp_path / folder).iterdir())
+        for folder in ("shards", "index", "strings")
+    }
+    sidecar = (tmp_path / "shards" / "00000.json").stat().st_size
+    assert (size["shards"] - sidecar + size["index"]) / codes.size <= 2.2
+    assert size["strings"] / len(codes) <= 40
 
 
 def test_tars_are_plain_ustar_without_times_or_owners(toy_store):
