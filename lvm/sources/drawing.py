@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from PIL import Image
 
-from lvm.pictures import boxes, decode, depth, segmentation, skeletons
-from lvm.pictures.derive import DERIVED, derive
+from lvm.pictures import boxes, decode, depth, instances, segmentation, skeletons
+from lvm.pictures.derive import DEGRADATIONS, DERIVED, derive
 from lvm.pictures.geometry import Geometry, Resize, geometries
 from lvm.runtime import UserError
 from lvm.runtime.hashing import seed_from, uniform
@@ -37,8 +37,8 @@ class DrawingConfig:
 
     def __post_init__(self) -> None:
         for name in self.derived:
-            if name not in DERIVED:
-                raise UserError(f"derived channel {name!r} is unknown; known: {', '.join(DERIVED)}")
+            if name not in DEGRADATIONS:
+                raise UserError(f"derived channel {name!r} is unknown; known: {', '.join(DEGRADATIONS)}")
         if not 0 <= self.views < 2**15:
             raise UserError(f"views {self.views} must be from 0 to {2**15 - 1}")
 
@@ -130,6 +130,15 @@ class Labels(_OfImage):
 
 
 @dataclass(frozen=True)
+class Instances(_OfImage):
+    """A map of numbered objects; of more than the palette has colours for, the smallest are left out."""
+
+    def draw(self, geometry: Geometry, size: int, photo: Any) -> "UInt8[np.ndarray, 'y x 3']":
+        numbers = instances.by_size(decode.shrink_labels(self.image, size, geometry, self.name))
+        return instances.draw(np.where(numbers < len(segmentation.PALETTE), numbers, 0))
+
+
+@dataclass(frozen=True)
 class Depth(_OfImage):
     """16-bit values, 0 unknown: distances, or with `disparity` their inverses. Drawn between `near` and `far` (in the
     values' unit), by default the drawn part's 2nd and 98th percentile; unknown is black."""
@@ -192,7 +201,7 @@ def make_annotation(
 ) -> Annotation:
     """A picture as what it is: a label map, deep depth, lines, colours that mean something, smooth ones."""
     if channel in ("segmentation", "instance") and image.mode not in ("RGB", "RGBA"):
-        return Labels(image, name, classes if channel == "segmentation" else None)
+        return Labels(image, name, classes) if channel == "segmentation" else Instances(image, name)
     if channel == "depth" and image.mode in decode.DEEP_MODES:
         return Depth(image, name, config.disparity, config.depth_near, config.depth_far)
     if channel == "edge":

@@ -1,0 +1,51 @@
+"""Peak memory of training a tokenizer, in a process of its own:
+python -m benchmarks.tokenizer_memory [json=FILE] [KEY=VALUE of tokenizer.train ...]
+
+    python -m benchmarks.tokenizer_memory experiment=photos_256 crop=null batch_size=8
+    python -m benchmarks.tokenizer_memory experiment=photos_256 crop=null batch_size=8 accumulate=8 \\
+        grow_from=null model='{}'                                                              # the published net
+
+Three steps on a few pictures of the world. On a CPU the process's largest resident size (pictures, code and compiler
+included); on a GPU run it under the same options and read the allocator's peak from the metrics.
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from lvm.runtime import UserError, exit_with_one_line, write_json
+from lvm.runtime.machine import git_commit, machine_description
+
+FEW = [
+    "pictures=world",
+    "picture_weights=null",
+    "max_pictures=300",
+    "steps=3",
+    "log_every_steps=1",
+    "judged_pictures=4",
+]
+
+
+def peak_gigabytes(options: list[str]) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "tokenizer.train", f"out={folder}/run", *FEW, *options]
+        ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode:
+        raise UserError(ended.stderr.strip().splitlines()[-1] if ended.stderr.strip() else "the training failed")
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6  # kilobytes on Linux
+
+
+def main() -> None:
+    file = next((Path(a.removeprefix("json=")) for a in sys.argv[1:] if a.startswith("json=")), None)
+    options = [a for a in sys.argv[1:] if not a.startswith("json=")]
+    peak = peak_gigabytes(options)
+    print(f"{peak:.2f} GB at most: {' '.join(options)}")
+    if file is not None:
+        found = {"options": options, "peak_gigabytes": peak, "machine": machine_description(), "commit": git_commit()}
+        write_json(file, found)
+
+
+if __name__ == "__main__":
+    exit_with_one_line(main)
