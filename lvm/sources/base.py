@@ -36,9 +36,9 @@ class Item:
 
 
 def writable(text: str) -> str:
-    """Half of a surrogate pair, which JSON can hold and UTF-8 files cannot, becomes a question mark. Python also reads
-    file names of another encoding so."""
-    return text.encode("utf-8", "replace").decode()
+    """Half of a surrogate pair, which JSON can hold and UTF-8 cannot, becomes its escape: \\udce9. Python reads file
+    names of another encoding as such halves."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class BrokenItem(Exception):

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lvm.pictures import decode
-from lvm.pictures.derive import DERIVED
+from lvm.pictures.derive import DEGRADATIONS
 from lvm.runtime import UserError
-from lvm.sources.base import BrokenItem, Item
+from lvm.sources.base import BrokenItem, Item, writable
 from lvm.sources.drawing import FilesConfig, Frame, Record, draw_record, read_annotation, read_classes
 from lvm.sources.listing import list_files
 
@@ -38,7 +38,7 @@ ANNOTATION_FOLDERS = {
     **dict.fromkeys(("pose", "poses"), "pose"),
 }
 # The order of channels in a store; others, named in `channels`, follow.
-CHANNELS = ("image", "depth", "normal", "segmentation", "instance", "edge", "box", "pose", *DERIVED)
+CHANNELS = ("image", "depth", "normal", "segmentation", "instance", "edge", "box", "pose", *DEGRADATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +164,8 @@ def _picture_units(
     for stem, path in files.items():
         channels = {"image": (path,)}
         channels |= {name: (of[stem],) for name, of in annotations.items() if stem in of}
-        folder = stem.rpartition("/")[0]
-        units.append(Unit(home + stem, _group(home + stem, config), folder and home + folder, False, channels))
+        id, folder = writable(home + stem), stem.rpartition("/")[0]
+        units.append(Unit(id, _group(id, config), folder and writable(home + folder), False, channels))
     return units
 
 
@@ -178,7 +178,7 @@ def _clip_units(
     units = []
     for clip, stems in clips.items():
         stems.sort(key=_natural)
-        id = (home + clip).rstrip("/") or config.name or "clip"
+        id = writable((home + clip).rstrip("/") or config.name or "clip")
         folder = clip.rpartition("/")[0]
         starts = list(range(0, max(1, len(stems) - config.frames + 1), config.frames))
         if starts[-1] + config.frames < len(stems):
@@ -190,7 +190,7 @@ def _clip_units(
                 if all(stem in of for stem in window):
                     channels[name] = tuple(of[stem] for stem in window)
             unit_id = id if len(starts) == 1 else f"{id}:{start}"
-            units.append(Unit(unit_id, _group(id, config), folder and home + folder, True, channels))
+            units.append(Unit(unit_id, _group(id, config), folder and writable(home + folder), True, channels))
     return units
 
 
@@ -258,7 +258,7 @@ class PicturesSource:
                 unit.is_clip,
                 self._label_numbers.get(unit.label, -1),
                 self.config.licence,
-                origin=unit.channels["image"][0],
+                origin=writable(unit.channels["image"][0]),
             )
             return draw_record(record, self.config, size)
         except decode.PictureError as error:
