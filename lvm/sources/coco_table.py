@@ -163,7 +163,7 @@ def _images(data: Mapping[str, dict[str, Any]]) -> tuple[list[_Unit], dict[Any, 
         for number, entry in enumerate(content["images"]):
             id = entry.get("id") if isinstance(entry, dict) else None
             if not is_id(id) or id in seen:
-                why = f"has the id {_short(id)} of another" if id in seen else "has no id"
+                why = f"has the id {_short(id)} of another" if is_id(id) else "has no id"
                 units.append(_Unit(role, f"{role}:image-{number}", wrong=f"image number {number} {why}"))
                 continue
             seen.add(id)

@@ -17,7 +17,7 @@ import numpy as np
 
 from lvm.pictures import decode
 from lvm.runtime import UserError
-from lvm.sources.base import BrokenItem, Item
+from lvm.sources.base import BrokenItem, Item, writable
 from lvm.sources.drawing import (
     Annotation,
     Boxes,
@@ -79,7 +79,7 @@ class ManifestSource:
         self.name = config.name or self.path.resolve().parent.name
         self.resize = config.resize
         try:
-            texts = self.path.read_text(encoding="utf-8").splitlines()
+            texts = self.path.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{self.path} cannot be read ({error}); name a file of one JSON object a line") from None
         self.lines: list[dict[str, Any] | str] = []  # a str says why a line is unusable
@@ -100,7 +100,7 @@ class ManifestSource:
         if any(isinstance(look_up(line, config.image), str) for line in good):
             found |= {name for name in config.derived if name == "gray" or config.views}
         self.channels = tuple([c for c in CHANNELS if c in found] + sorted(found - set(CHANNELS)))
-        labels = {str(look_up(line, config.label)) for line in good if look_up(line, config.label) is not None}
+        labels = {self._text(line, config.label, "") for line in good if look_up(line, config.label) is not None}
         self.labels = tuple(sorted(labels))
         self._label_numbers = {label: number for number, label in enumerate(self.labels)}
         self._classes = read_classes(config.classes) if config.classes else None
@@ -108,7 +108,7 @@ class ManifestSource:
     def _parse(self, text: str) -> dict[str, Any] | str:
         try:
             line = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return f"is no JSON ({error})"
         files = look_up(line, self.config.image) if isinstance(line, dict) else None
         if isinstance(files, str) or (
@@ -120,8 +120,11 @@ class ManifestSource:
     def _id(self, number: int, line: dict[str, Any] | str) -> str:
         if isinstance(line, str):
             return f"line-{number + 1}"
-        given = look_up(line, self.config.id)
-        return str(given) if given is not None else self._files(line)[0].rsplit(".", 1)[0]
+        return self._text(line, self.config.id, self._files(line)[0].rsplit(".", 1)[0])
+
+    def _text(self, line: dict[str, Any], key: str, otherwise: str) -> str:
+        value = look_up(line, key)
+        return writable(otherwise if value is None else str(value))
 
     def _files(self, line: dict[str, Any], key: str = "") -> list[str]:
         value = look_up(line, key or self.config.image)
@@ -144,26 +147,21 @@ class ManifestSource:
             raise BrokenItem(where, line)
         config = self.config
         files = self._files(line)
-
-        def text(key: str, otherwise: str) -> str:
-            value = look_up(line, key)
-            return otherwise if value is None else str(value)
-
         try:
             record = Record(
                 self.ids[i],
-                text(config.group, self.ids[i]),
+                self._text(line, config.group, self.ids[i]),
                 [self._frame(line, n, file) for n, file in enumerate(files)],
                 isinstance(look_up(line, config.image), list),
-                self._label_numbers.get(text(config.label, ""), -1),
-                text(config.licence_key, config.licence),
-                text(config.caption, ""),
-                text(config.origin, files[0]),
+                self._label_numbers.get(self._text(line, config.label, ""), -1),
+                self._text(line, config.licence_key, config.licence),
+                self._text(line, config.caption, ""),
+                self._text(line, config.origin, files[0]),
             )
             return draw_record(record, config, size)
         except decode.PictureError as error:
             raise BrokenItem(error.file, error.reason) from None
-        except (ValueError, TypeError, IndexError) as error:  # of boxes and keypoints of another form
+        except (ValueError, TypeError, LookupError, OverflowError) as error:  # of boxes and keypoints of another form
             raise BrokenItem(where, f"has annotations of another form than asked for ({error})") from None
 
     def _frame(self, line: dict[str, Any], n: int, file: str) -> Frame:
@@ -191,6 +189,8 @@ class ManifestSource:
 
 def as_boxes(found: Any, form: str) -> list[tuple[float, float, float, float]]:
     array = np.asarray(found, np.float64).reshape(-1, 4)
+    if not np.isfinite(array).all():
+        raise ValueError("a box that is not four finite numbers")
     if form == "xywh":
         array = np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], 1)
     return [(a, b, c, d) for a, b, c, d in array.tolist()]

@@ -249,6 +249,7 @@ def image(content, **changed):
 BROKEN = {
     r"annotations.json: image number 0 has no id": lambda c: c["images"][0].pop("id"),
     r"annotations.json: image number 1 has the id 1 of another": lambda c: c["images"][1].update(id=1),
+    r"annotations.json: image number 0 has no id  ": lambda c: image(c, id=[1]),
     r"annotations.json: image number 0 has no id ": lambda c: c["images"].__setitem__(0, "a.jpg"),
     r"annotations.json: image 1 has no file_name": lambda c: c["images"][0].pop("file_name"),
     r"annotations.json: image 1 has no file_name ": lambda c: image(c, file_name=7),
