@@ -151,7 +151,8 @@ def measure(vq: VQGAN, count: int) -> dict[str, dict[str, dict[str, float]]]:
     """Channel -> metric -> {drawn, decoded}, means over `count` scenes with up to three people and `count` with one."""
     size, bulk = vq.config.resolution, BulkEncoder(vq, precision="exact", batch_size=32)
     crowds = WorldSource(WorldConfig(num_figures=(1, 3), split="test"))
-    alone = WorldSource(WorldConfig(num_figures=(1, 1), split="test"))
+    # few objects: among many there is seldom room for a person
+    alone = WorldSource(WorldConfig(num_figures=(1, 1), num_things=(1, 2), split="test"))
     values: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for i in range(count):
         drawings = of_scene(crowds, i, size) + of_person(alone, i, size)
