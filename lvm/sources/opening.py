@@ -16,6 +16,7 @@ KINDS = {
     "manifest": ("manifest", "ManifestConfig", "ManifestSource"),
     "coco": ("coco", "CocoConfig", "CocoSource"),
     "collection": ("collection", "CollectionConfig", "CollectionSource"),
+    "tars": ("tars", "TarsConfig", "TarsSource"),
     "videos": ("videos", "VideosConfig", "VideosSource"),
     "world": ("world", "WorldConfig", "WorldSource"),
 }
@@ -23,7 +24,8 @@ KINDS = {
 
 def open_source(config: "Mapping[str, Any] | str | Path", overrides: Sequence[str] = ()) -> Source:
     """A mapping with `kind` and that kind's options; a YAML file of one, by path or by its name in
-    configs/data/source/; or a folder of pictures or videos. `overrides` are options as KEY=VALUE. Raises `UserError`.
+    configs/data/source/; or a folder of pictures, videos or tars. `overrides` are options as KEY=VALUE. Raises
+    `UserError`.
     """
     if not isinstance(config, Mapping):
         config = _read(config)
@@ -61,10 +63,14 @@ def kind_of(folder: Path) -> str:
             return "pictures"
         if name.endswith(VIDEO_SUFFIXES):
             kind = "videos"
+        elif name.endswith(".tar") and kind == "pictures":
+            kind = "tars"
     return kind
 
 
 def _read(given: str | Path) -> Mapping[str, Any]:
+    if str(given).lower().endswith(".tar"):  # a file, a pattern or a URL
+        return {"kind": "tars", "path": str(given)}
     path = Path(given).expanduser()
     if path.is_dir():
         return {"kind": kind_of(path), "path": str(path)}

@@ -22,7 +22,7 @@ from PIL import Image
 
 from lvm.pictures.decode import PictureError
 from lvm.runtime import UserError
-from lvm.sources.base import BrokenItem, Item
+from lvm.sources.base import BrokenItem, Item, writable
 from lvm.sources.drawing import DrawingConfig, Frame, Record, draw_record
 from lvm.sources.listing import VIDEO_SUFFIXES, list_files
 from lvm.sources.remembering import remember, remembered
@@ -70,11 +70,11 @@ class Video:
 
     @property
     def id(self) -> str:
-        return self.path.rsplit(".", 1)[0]
+        return writable(self.path.rsplit(".", 1)[0])
 
     @property
     def label(self) -> str:
-        return self.path.rpartition("/")[0]
+        return writable(self.path.rpartition("/")[0])
 
 
 @dataclass(frozen=True)
@@ -368,7 +368,7 @@ class VideosSource:
                 is_clip=True,
                 label=self._label_numbers.get(unit.video.label, -1),
                 licence=config.licence,
-                origin=unit.video.path,
+                origin=writable(unit.video.path),
             )
             items = draw_record(record, config, size)
         except PictureError as error:
