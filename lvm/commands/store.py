@@ -36,7 +36,7 @@ def cat(store: TokenStore, id: str, channel: str | None = None) -> Iterator[str]
     """A line of JSON for each picture that the views of an id hold themselves. Raises `UserError` if there is none."""
     found = store.find([id])
     if id not in found:
-        raise UserError(f"{store.path} has no item {id}; `lvm inspect` shows some that it has")
+        raise UserError(f"{store.where} has no item {id}; `lvm inspect` shows some that it has")
     wanted = [store.bit(channel)] if channel is not None else range(len(store.channels))
     shown = False
     for i in found[id][np.argsort(store.view[found[id]])].tolist():
@@ -51,7 +51,7 @@ def cat(store: TokenStore, id: str, channel: str | None = None) -> Iterator[str]
                 strings = {key: text for key, text in store.strings(i).items() if key != "id"}
                 yield json.dumps({**line, "codes": codes[frame].tolist(), **strings}, ensure_ascii=False)
     if not shown:
-        raise UserError(f"{id} in {store.path} has no channel {channel!r}")
+        raise UserError(f"{id} in {store.where} has no channel {channel!r}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -100,11 +100,11 @@ def main(argv: Sequence[str]) -> int:
     elif arguments.action == "exclude":
         ids = arguments.ids if arguments.ids is not None else read_ids(Path(arguments.file))
         store, unknown = exclude(arguments.store, ids, arguments.ignore_unknown)
-        print(f"{store.path}: {len(store.excluded):,} of {len(store):,} items are excluded")
+        print(f"{store.where}: {len(store.excluded):,} of {len(store):,} items are excluded")
         if unknown:
             print(f"{len(unknown)} of {len(ids)} ids are not there: {', '.join(unknown[:5])}", file=sys.stderr)
     return 0
 
 
 def _say(store: TokenStore) -> None:
-    print(f"{store.path}: {len(store.shards)} shards, {len(store):,} items")
+    print(f"{store.where}: {len(store.shards)} shards, {len(store):,} items")

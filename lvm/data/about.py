@@ -55,7 +55,7 @@ def _picture(entry: "Entry", item: int, bit: int, frame: int, role: int) -> dict
         "channel": channel,
         "frame": frame,
         "role": ROLES[role],
-        "store": str(getattr(store, "path", entry.source)),
+        "store": getattr(store, "where", entry.source),
         "shard": shard,
         "member": member,
         "row": row,

@@ -23,7 +23,8 @@ PLAN_VERSION = 1  # raised by any change that gives other windows for an equal c
 
 @dataclass(frozen=True)
 class SourceConfig:
-    store: str | None = None  # folder of a token store; None where the store is handed over opened
+    store: str | None = None  # folder of a token store, or s3://...; None where the store is handed over opened
+    exclude: str | None = None  # file of ids taken down, one a line, besides exclude.txt of the store
     exclude_views: tuple[int, ...] = ()  # views that no sentence may show (held-out latents)
     exclude_groups: tuple[str, ...] = ()  # groups held out by name, for a source of few groups
 

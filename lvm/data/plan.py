@@ -91,11 +91,11 @@ class TokenPlan:
         config = data_config(config)
         opened: dict[str, TokenStore] = {}
         for name in dict.fromkeys(config.entries[entry].source for entry in config.used_entries()):
-            folder = config.sources[name].store
+            folder, exclude = config.sources[name].store, config.sources[name].exclude
             if stores is not None and name in stores:
                 opened[name] = stores[name]
             elif folder:
-                opened[name] = TokenStore(folder)
+                opened[name] = TokenStore(folder, exclude)
             else:
                 raise UserError(
                     f"source {name!r} has no store; set data.sources.{name}.store=FOLDER (see lvm tokenize)"

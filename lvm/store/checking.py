@@ -7,11 +7,13 @@ import numpy as np
 from lvm.runtime import UserError, sha256_file
 from lvm.store import layout
 from lvm.store.job import sidecars
+from lvm.store.remote import refuse_url
 from lvm.store.store import TokenStore
 
 
 def verify(path: str | Path) -> TokenStore:
     """Read every byte once; the store if all is well. Raises `UserError` that names the first damaged shard."""
+    refuse_url(path, "verify reads", "run it where the store lies; what is fetched from there is checked as it arrives")
     store = TokenStore(path)
     by_name = {sidecar["name"]: sidecar for sidecar in sidecars(store.path)}
     for shard, (name, sha256) in enumerate(store.shards):

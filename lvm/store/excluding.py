@@ -9,6 +9,7 @@ from pathlib import Path
 from lvm.runtime import UserError, atomic_write
 from lvm.runtime.files import locked
 from lvm.store import layout
+from lvm.store.remote import refuse_url
 from lvm.store.store import TokenStore, read_ids
 
 
@@ -17,6 +18,7 @@ def exclude(path: str | Path, ids: Collection[str], ignore_unknown: bool = False
 
     Raises `UserError` naming those, and changes nothing, unless `ignore_unknown`.
     """
+    refuse_url(path, "exclude writes into", "run it where the store lies")
     store = TokenStore(path)
     found = store.find(ids)
     unknown = [id for id in dict.fromkeys(ids) if id not in found]
@@ -35,4 +37,4 @@ def check_known(store: TokenStore, ids: Collection[str], found: Collection[str],
     unknown = [id for id in dict.fromkeys(ids) if id not in found]
     if unknown:
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise UserError(f"{store.path} has no {', '.join(unknown[:5])}{more}; {remedy}")
+        raise UserError(f"{store.where} has no {', '.join(unknown[:5])}{more}; {remedy}")

@@ -27,6 +27,7 @@ from lvm.sources.reading import read_units
 from lvm.store import layout
 from lvm.store.blank import is_blank
 from lvm.store.card import card
+from lvm.store.remote import refuse_url
 from lvm.store.shard import Shard, lines_of, write_shard
 from lvm.store.store import TokenStore
 from tokenizer import VQGAN, BulkEncoder
@@ -182,6 +183,7 @@ def run_job(
     A live process that works at the same task is an error, unless `exclusive` is false: both write the same bytes then.
     Raises `UserError`.
     """
+    refuse_url(path, "a store is written into", "name one and copy it there")
     path = Path(path)
     if not 0 <= shard < num_shards:
         raise UserError(f"shard {shard} of {num_shards}: must be 0..{num_shards - 1}")

@@ -18,6 +18,7 @@ from lvm.runtime import UserError, atomic_folder, write_json
 from lvm.runtime.hashing import seed_from, uniform
 from lvm.store.excluding import check_known
 from lvm.store.job import finish
+from lvm.store.remote import refuse_url
 from lvm.store.shard import Record, Shard, write_shard
 from lvm.store.store import TokenStore
 
@@ -113,6 +114,7 @@ def split(
 
 
 def _absent(out: str | Path) -> Path:
+    refuse_url(out, "a store is written into", "name one and copy it there")
     if Path(out).exists():
         raise UserError(f"{out} exists; name another folder")
     return Path(out)
@@ -126,7 +128,7 @@ def _check_alike(first: TokenStore, store: TokenStore) -> None:
     ):
         if of(first) != of(store):
             raise UserError(
-                f"{store.path} has {what} {of(store)}, {first.path} has {of(first)}; tokenize one of them again"
+                f"{store.where} has {what} {of(store)}, {first.where} has {of(first)}; tokenize one of them again"
             )
 
 
@@ -200,7 +202,9 @@ def _add_part(shard: Shard, part: Part, labels: list[str]) -> "UInt16[np.ndarray
             id, view, count = strings.pop("id"), int(store.view[i]), int(num_pictures[i])
             other = came_from.setdefault((id, view), store)
             if other is not store:
-                raise UserError(f"{id} (view {view}) is both in {other.path} and in {store.path}; exclude it from one")
+                raise UserError(
+                    f"{id} (view {view}) is both in {other.where} and in {store.where}; exclude it from one"
+                )
             # Bits of the old store in the order of the new one's.
             bits = sorted(np.flatnonzero(channel_mask[i] >> bit_numbers & 1).tolist(), key=new_bits.__getitem__)
             record = Record(id, int(store.group[i]), view, int(new_label[store.label[i]]), strings, meta)
@@ -218,5 +222,5 @@ def _new_labels(
     if tuple(labels) == store.labels:
         return np.append(np.arange(largest + 1), -1)
     if largest >= len(store.labels):
-        raise UserError(f"{store.path} has class {largest} without a name, which other stores have; tokenize it again")
+        raise UserError(f"{store.where} has class {largest} without a name, which other stores have; tokenize it again")
     return np.append([labels.index(name) for name in store.labels[: largest + 1]], -1).astype(np.int64)

@@ -1,11 +1,13 @@
 """`TokenStore`: pictures as codes, read by memory map. What is on disk is described in `layout.py`.
 
-store = TokenStore("runs/store")
+store = TokenStore("runs/store")                # or s3://bucket/store: see `remote.py`
 store.pictures(items, "depth", frames)      # uint16 [m, t]
 """
 
 import hashlib
 import json
+import resource
+import threading
 from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
@@ -15,32 +17,38 @@ import numpy as np
 
 from lvm.runtime import UserError, read_json
 from lvm.store import layout
+from lvm.store.remote import RemoteFolder, is_url
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int, Int32, Int64, UInt16, UInt32, UInt64
 
 KEPT_STRINGS = 16  # shards whose strings stay in memory
+KEPT_REMOTE_TARS = 64  # shards that stay mapped, and so in the cache; of a store on this machine see `kept_tars`
 
 
 class TokenStore:
     """A complete store, read only. Cheap to open and to pickle: columns and tars are mapped when first used.
 
+    `path` is a folder, or the address of one that fsspec opens: its files are fetched into a cache when first used, of
+    whose tars at most `cache_bytes` stay. `where` is what was given, `path` the folder on this machine.
     Items whose ids stand in the store's own exclude.txt, or in the file `exclude`, keep their numbers but can no
     longer be read; `admitted` tells them from the others.
     Raises `UserError` for a folder that is no store, an incomplete one, or one of another version.
     """
 
-    def __init__(self, path: str | Path, exclude: str | Path | None = None) -> None:
-        self.path = Path(path)
-        self._exclude = exclude
+    def __init__(self, path: str | Path, exclude: str | Path | None = None, cache_bytes: int | None = None) -> None:
+        self.where = str(path)
+        self._arguments = (self.where, exclude, cache_bytes)
+        self._remote = RemoteFolder(self.where, cache_bytes) if is_url(path) else None
+        self.path = self._remote.path if self._remote else Path(path)
         if not (self.path / "store.json").is_file():
             if (self.path / "plan.json").is_file():
-                raise UserError(f"{self.path} is an incomplete token store; run the same `lvm tokenize` again")
-            raise UserError(f"{self.path} is not a token store (no store.json); make one with `lvm tokenize`")
+                raise UserError(f"{self.where} is an incomplete token store; run the same `lvm tokenize` again")
+            raise UserError(f"{self.where} is not a token store (no store.json); make one with `lvm tokenize`")
         self.info: dict[str, Any] = read_json(self.path / "store.json")
         if self.info.get("version") != layout.VERSION:
             raise UserError(
-                f"{self.path} has store version {self.info.get('version')}, this code reads {layout.VERSION}; "
+                f"{self.where} has store version {self.info.get('version')}, this code reads {layout.VERSION}; "
                 "tokenize again"
             )
         self.name: str = self.info["source"]
@@ -56,8 +64,13 @@ class TokenStore:
         self._first_block = np.cumsum([0] + [shard["blocks"] for shard in counts])
         self._first_id = np.cumsum([0] + [shard["ids"] for shard in counts])
         own = layout.exclude_path(self.path)
-        self._excluded_ids = read_ids(own) if own.is_file() else []
+        if self._remote:
+            self._excluded_ids = ids_of((self._remote.read(own.name) or b"").decode())
+        else:
+            self._excluded_ids = read_ids(own) if own.is_file() else []
         self._excluded_ids += read_ids(Path(exclude)) if exclude is not None else []
+        self._mapping = threading.Lock()
+        self._fetched: set[str] = set()
         self._rows: dict[int, np.ndarray] = {}
         self._strings: dict[int, list[dict[str, Any]]] = {}
 
@@ -66,7 +79,7 @@ class TokenStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Who reads in another process need not look up the excluded ids again, and reads what this one would.
-        return TokenStore, (str(self.path), self._exclude), {"excluded": self.excluded}
+        return TokenStore, self._arguments, {"excluded": self.excluded}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -120,11 +133,15 @@ class TokenStore:
         return first[self.item]
 
     def _column(self, column: str, first: np.ndarray | None = None) -> np.ndarray:
-        parts = [layout.load_column(self.path, name, column) for name, _ in self.shards]
+        parts = self._parts(column)
         if first is not None and len(parts) > 1:
             parts = [part + part.dtype.type(start) for part, start in zip(parts, first)]
         dtype = {**layout.ITEM_COLUMNS, **layout.BLOCK_COLUMNS}[column]
         return np.zeros(0, dtype) if not parts else parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _parts(self, column: str) -> list[np.ndarray]:
+        self._fetch("index")
+        return [layout.load_column(self.path, name, column) for name, _ in self.shards]
 
     # Taken down.
 
@@ -149,7 +166,7 @@ class TokenStore:
 
     def bit(self, channel: str) -> int:
         if channel not in self.channels:
-            raise UserError(f"{self.path} has no channel {channel!r}; it has {', '.join(self.channels)}")
+            raise UserError(f"{self.where} has no channel {channel!r}; it has {', '.join(self.channels)}")
         return self.channels.index(channel)
 
     def has(self, channel: str) -> "Bool[np.ndarray, 'items']":
@@ -187,14 +204,14 @@ class TokenStore:
             raise IndexError(f"item {items.min()}..{items.max()} of a store of {len(self)} items")
         if len(self.excluded) and (gone := np.isin(items, self.excluded)).any():
             i = int(items[np.argmax(gone)])
-            raise UserError(f"{self.id(i)} is on the exclude list of {self.path}; no reader may show it")
+            raise UserError(f"{self.id(i)} is on the exclude list of {self.where}; no reader may show it")
         holders = np.where((self.channel_mask[items] >> bits) & 1 == 1, items, self.base[items])
         blocks = self.block[holders]
         starts = self._block_offset[blocks, bits]
         missing = (starts < 0) | (holders < 0)
         if missing.any():
             i = int(np.argmax(missing))
-            raise UserError(f"{self.id(int(items[i]))} in {self.path} has no channel {self.channels[int(bits[i])]!r}")
+            raise UserError(f"{self.id(int(items[i]))} in {self.where} has no channel {self.channels[int(bits[i])]!r}")
         outside = (frames < 0) | (frames >= self.num_pictures[holders])
         if outside.any():
             i = int(np.argmax(outside))
@@ -205,7 +222,7 @@ class TokenStore:
 
     @cached_property
     def _block_offset(self) -> "Int64[np.ndarray, 'blocks channels']":
-        parts = [layout.load_column(self.path, name, "block_offset") for name, _ in self.shards]
+        parts = self._parts("block_offset")
         return np.concatenate(parts) if parts else np.zeros((0, len(self.channels)), np.int64)
 
     def _flat(self, shard: int) -> "UInt16[np.ndarray, 'positions t']":
@@ -213,16 +230,44 @@ class TokenStore:
 
         Members start at even bytes (tar pads to 512, npy headers to 64), so one fancy index gathers any pictures.
         """
-        if shard not in self._rows:
-            path = layout.tar_path(self.path, self.shards[shard][0])
-            try:
+        with self._mapping:
+            rows = self._rows.pop(shard, None)
+            if rows is None:
+                rows = self._map(shard)
+            self._rows[shard] = rows  # in the order of their last use
+            return rows
+
+    def _map(self, shard: int) -> "UInt16[np.ndarray, 'positions t']":
+        """Map a tar; what was longest not used is let go before: a map holds a file open, and its tar in the cache."""
+        name, sha256 = self.shards[shard]
+        path, size = layout.tar_path(self.path, name), self.info["shards"][shard]["bytes"]
+        while len(self._rows) >= (KEPT_REMOTE_TARS if self._remote else kept_tars()):
+            self._let_go()
+        try:
+            if self._remote:
+                with self._remote.open_tar(f"shards/{name}.tar", size, sha256, self._let_go) as file:
+                    codes = np.memmap(file, dtype="<u2", mode="r").view(np.ndarray)
+            else:
                 codes = np.memmap(path, dtype="<u2", mode="r").view(np.ndarray)
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path} cannot be read ({error}); run `lvm store verify {self.path}`") from None
-            if codes.nbytes != self.info["shards"][shard]["bytes"]:
-                raise UserError(f"{path} is damaged (its size has changed); run `lvm store verify {self.path}`")
-            self._rows[shard] = np.lib.stride_tricks.sliding_window_view(codes, self.tokens_per_picture)
-        return self._rows[shard]
+        except (FileNotFoundError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}); run `lvm store verify {self.where}`") from None
+        if codes.nbytes != size:
+            raise UserError(f"{path} is damaged (its size has changed); run `lvm store verify {self.where}`")
+        return np.lib.stride_tricks.sliding_window_view(codes, self.tokens_per_picture)
+
+    def _let_go(self) -> bool:
+        """Unmap the tar that was longest not used; whether there was one."""
+        if not self._rows:
+            return False
+        del self._rows[next(iter(self._rows))]
+        return True
+
+    def _fetch(self, folder: str, shard: int | None = None) -> None:
+        """Bring what a shard, or all of them, have in index/ or strings/, where the store lies elsewhere."""
+        if self._remote is not None and folder not in self._fetched:
+            self._remote.fetch_parts(folder, self.shards if shard is None else [self.shards[shard]])
+            if shard is None:
+                self._fetched.add(folder)
 
     # Names.
 
@@ -252,14 +297,17 @@ class TokenStore:
 
     def strings_of_shard(self, shard: int) -> list[dict[str, Any]]:
         """One for each id of the shard; the k-th id there is number `first_id(shard) + k` of column `item`."""
+        self._fetch("strings", shard)
         return _lines(layout.strings_path(self.path, self.shards[shard][0]))
 
     def sidecar(self, shard: int) -> dict[str, Any]:
         """What was written of a shard: counts, hashes of its files, what could not be read."""
+        self._fetch("shards", shard)
         return read_json(layout.sidecar_path(self.path, self.shards[shard][0]))
 
     def metas_of_shard(self, shard: int) -> list[dict[str, Any]]:
         """One for each item of the shard, or none where no item has any."""
+        self._fetch("strings", shard)
         path = layout.meta_path(self.path, self.shards[shard][0])
         return _lines(path) if path.is_file() else []
 
@@ -268,6 +316,7 @@ class TokenStore:
         wanted, numbers = set(ids), {}
         if not wanted:
             return {}
+        self._fetch("strings")
         for shard in range(len(self.shards)):
             for place, strings in enumerate(self.strings_of_shard(shard)):
                 if strings["id"] in wanted:
@@ -292,8 +341,18 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_ids(path: Path) -> list[str]:
-    """A text file of ids, one a line; empty lines count for nothing."""
+    """A text file of ids, one a line."""
     try:
-        return [line for line in path.read_text("utf-8").split("\n") if line.strip()]
+        return ids_of(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a list of ids, one a line ({error})") from None
+
+
+def ids_of(text: str) -> list[str]:
+    """The lines of a text that are not empty."""
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def kept_tars() -> int:
+    """How many tars of a store stay mapped: each holds a file open, of which a process may have so many."""
+    return max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
