@@ -1,16 +1,23 @@
 """The benchmark of annotations through a tokenizer: drawing and reading alone lose next to nothing."""
 
+import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.annotations import Options, run
 from lvm.runtime import UserError
 
 
-def test_without_the_tokenizer_scores_are_near_perfect_and_with_it_they_are_numbers(tmp_path, capsys):
-    report = run(Options("world-48px-f8-1024", count=2, json=tmp_path / "found.json"))
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    return importlib.import_module("benchmarks.annotations")
+
+
+def test_without_the_tokenizer_scores_are_near_perfect_and_with_it_they_are_numbers(benchmark, tmp_path, capsys):
+    report = benchmark.run(benchmark.Options("world-48px-f8-1024", count=2, json=tmp_path / "found.json"))
     written = json.loads((tmp_path / "found.json").read_text())
     assert written["channels"] == report["channels"] and len(written["fingerprint"]) == 64
     drawn = {channel: next(iter(of.values()))["drawn"] for channel, of in report["channels"].items()}
@@ -23,6 +30,6 @@ def test_without_the_tokenizer_scores_are_near_perfect_and_with_it_they_are_numb
         assert all(np.isfinite(pair["decoded"]) for pair in metrics.values()), channel
 
 
-def test_no_scenes_are_refused():
+def test_no_scenes_are_refused(benchmark):
     with pytest.raises(UserError, match="count 0"):
-        run(Options(count=0))
+        benchmark.run(benchmark.Options(count=0))
