@@ -122,3 +122,17 @@ def test_merge_and_split_as_a_user_types_them(photos, tokenizer_folder, tmp_path
     assert run(["store", "split", str(tmp_path / "whole"), a + "2", b + "2", "--share", "50%"]) == 0
     with pytest.raises(UserError, match=r"a exists; name another folder"):
         run(["store", "split", store, a, b, "--share", "0.5"])
+
+
+def test_flat_pictures_are_left_out_unless_asked_for_and_the_card_says_the_command(
+    photos, tokenizer_folder, tmp_path, capsys
+):
+    Image.new("RGB", (24, 24), (255, 255, 255)).save(photos / "images" / "dog" / "white.jpg")
+    command = ["--tokenizer", str(tokenizer_folder), "--workers", "0", "views=0"]
+    assert run(["tokenize", str(photos), str(tmp_path / "s"), *command]) == 0
+    assert (
+        "1 items of one flat colour were left out" in capsys.readouterr().out and len(TokenStore(tmp_path / "s")) == 6
+    )
+    assert f"`lvm tokenize {photos} {tmp_path}/s --tokenizer" in (tmp_path / "s" / "README.md").read_text()
+    assert run(["tokenize", str(photos), str(tmp_path / "kept"), *command, "--keep-blank"]) == 0
+    assert len(TokenStore(tmp_path / "kept")) == 7
