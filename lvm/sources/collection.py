@@ -34,7 +34,7 @@ class CollectionSource:
             if not isinstance(given, Mapping):
                 raise UserError(f"sources.{name} is {given!r}; it must be a mapping of a source's options")
             options = dict(given)
-            for key in ("path", "images", "annotations", "panoptic", "panoptic_folder", "captions", "classes"):
+            for key in ("path", "images", "annotations", "panoptic", "panoptic_folder", "poses", "captions", "classes"):
                 if options.get(key) and "://" not in str(options[key]):
                     options[key] = str(root / Path(str(options[key])).expanduser())
             named = options if options.get("kind") == "world" else {**options, "name": name}
