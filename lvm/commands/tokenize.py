@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("store", help="folder to write; the same command continues what is there")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of the source, as clips=true")
     parser.add_argument("--tokenizer", required=True, metavar="NAME_OR_PATH")
+    parser.add_argument("--views", type=int, help="draws of the degraded channels of each picture (the source's own)")
     parser.add_argument("--size", type=int, help="side of the pictures in pixels (the tokenizer's resolution)")
     parser.add_argument("--workers", type=int, default=2, help="processes that read pictures (2); 0: this one reads")
     parser.add_argument("--shard-size", type=int, default=2048, help="units in a tar; the first job decides (2048)")
@@ -36,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--keep-blank", action="store_true", help="keep pictures of one flat colour")
     arguments = parser.parse_intermixed_args(argv)
 
-    source = open_source(arguments.source, arguments.overrides)
+    views = [] if arguments.views is None else [f"views={arguments.views}"]
+    source = open_source(arguments.source, [*arguments.overrides, *views])
     vqgan = VQGAN.from_pretrained(arguments.tokenizer)
     if torch.cuda.is_available():
         vqgan = vqgan.to("cuda")

@@ -61,6 +61,8 @@ def load(file: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The decoded file, upright, in its own mode. Raises `PictureError` for anything but a whole, sane picture."""
     name = _name(file)
     try:
+        if not isinstance(file, bytes) and not Path(file).is_file():  # a pipe or a device would be waited for
+            raise PictureError(name, "is no file" if Path(file).exists() else "does not exist")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's own bomb warning: the header is judged here
             image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
@@ -71,8 +73,6 @@ def load(file: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             return _upright(image)
     except PictureError:
         raise
-    except FileNotFoundError:
-        raise PictureError(name, "does not exist") from None
     except Exception as error:  # damaged files raise a dozen types from PIL's parsers, MemoryError among them
         raise PictureError(name, _reason(error)) from None
 

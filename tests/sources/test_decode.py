@@ -1,6 +1,7 @@
 """Decoding: every mode of picture becomes the RGB one would draw, every broken file one line."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -134,3 +135,11 @@ def test_a_line_of_one_pixel_survives_shrinking():
     small = shrink_lines(Image.fromarray(lines), 48, Geometry(0, 0, lines.shape[1], lines.shape[0]))
     assert small.shape == (48, 48, 3) and (small.max((1, 2)) == 255).sum() == 1
     assert shrink_lines(Image.fromarray(lines[:10, :10]), 16, Geometry(0, 0, 10, 10)).shape == (16, 16, 3)
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(PictureError, match="is no file"):
+        load(tmp_path / "pipe.jpg")
+    with pytest.raises(PictureError, match="does not exist"):
+        load(tmp_path / "none.jpg")
