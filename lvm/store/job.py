@@ -61,7 +61,10 @@ class JobReport:
 # The plan: what all jobs of a store agree on.
 
 
-def make_plan(source: Source, vqgan: VQGAN, size: int, shard_size: int, keep_blank: bool) -> dict[str, Any]:
+def make_plan(
+    source: Source, vqgan: VQGAN, size: int, shard_size: int, keep_blank: bool | None = None
+) -> dict[str, Any]:
+    """plan.json; one that does not say `keep_blank` keeps blank pictures."""
     grid = _grid(vqgan, size)
     return {
         "version": layout.VERSION,
@@ -77,7 +80,7 @@ def make_plan(source: Source, vqgan: VQGAN, size: int, shard_size: int, keep_bla
         "num_codes": vqgan.config.num_embeddings,
         "grid": list(grid),
         "block_pictures": layout.BLOCK_PICTURES,
-        "keep_blank": keep_blank,
+        **({} if keep_blank is None else {"keep_blank": keep_blank}),
     }
 
 
@@ -114,7 +117,7 @@ def freeze_plan(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
         )
     for key in plan:
         if key in ("shard_size", "labels", "tokenizer") or (key == "keep_blank" and key not in frozen):
-            continue  # a plan that says nothing of blank pictures is older than the filter and keeps them
+            continue  # the frozen plan is older than the filter of blank pictures
         if frozen.get(key) != plan[key]:
             raise UserError(f"{target} says {key} = {frozen.get(key)!r}, this job {plan[key]!r}; name another folder")
     return frozen
