@@ -46,6 +46,9 @@ def choose_items(store: TokenStore, rows: int) -> list[int]:
     richest = np.argsort(-num_shown, kind="stable")
     _, first = np.unique(store.item[richest], return_index=True)
     items = np.sort(richest[first])
+    items = items[store.admitted[items]]
+    if not len(items):
+        raise UserError(f"every item of {store.where} is on its exclude list; there is nothing to show")
     kinds = np.unique(np.stack([masks[items], store.num_pictures[items] > 1], 1), axis=0, return_inverse=True)[1]
     kinds = kinds.reshape(-1)
     chosen: list[int] = []
@@ -151,7 +154,7 @@ def counts(store: TokenStore) -> list[list[Any]]:
         names, first = [store.name], [store.name] * len(store)
     rows, of = [], np.array(first)
     for name in names:
-        here = of == name
+        here = (of == name) & store.admitted
         pictures = [
             int(store.num_pictures[here & (store.channel_mask >> bit & 1 == 1)].astype(np.int64).sum())
             for bit in range(len(store.channels))
@@ -218,7 +221,7 @@ def page(store: TokenStore, items: Sequence[Row], sentences: Sequence[Row]) -> s
         section("Items", f"Every channel, decoded from its tokens.{above}", *map(strip, items)),
         section("Sentences", "As training reads them; → marks answers.", *map(strip, sentences)),
     ]
-    about = f"{len(store):,} items of {store.tokens_per_picture} tokens a picture, {store.path}"
+    about = f"{len(store):,} items of {store.tokens_per_picture} tokens a picture, {store.where}"
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(store.name)}</title><style>{STYLE}{PAGE_STYLE}</style>"
@@ -236,11 +239,11 @@ def find_tokenizer(store: TokenStore, given: str | None) -> VQGAN:
             return vqgan
         if given:
             raise UserError(
-                f"tokenizer {given} ({vqgan.fingerprint[:12]}) is not the one {store.path} was made with "
+                f"tokenizer {given} ({vqgan.fingerprint[:12]}) is not the one {store.where} was made with "
                 f"({store.tokenizer_fingerprint[:12]}); name that one"
             )
     raise UserError(
-        f"the tokenizer of {store.path} ({store.tokenizer_fingerprint[:12]}) is not where it was; give --tokenizer"
+        f"the tokenizer of {store.where} ({store.tokenizer_fingerprint[:12]}) is not where it was; give --tokenizer"
     )
 
 
@@ -268,7 +271,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.originals:
         source = open_source(arguments.originals, arguments.overrides)
         if source.fingerprint() != store.info["source_fingerprint"]:
-            raise UserError(f"--originals {arguments.originals} is not what {store.path} was made of; name that source")
+            raise UserError(f"--originals {arguments.originals} is not what {store.where} was made of; name that source")
     sentences = []
     if arguments.sentences:
         sentences = sentence_rows(open_plan(arguments.sentences, arguments.overrides), vqgan, arguments.windows)

@@ -21,9 +21,9 @@ def store_sentences(
 ) -> "Iterator[UInt16[np.ndarray, 'p t']]":
     """Each item that holds the channel, all its pictures as they are stored, in the order in which they were read.
 
-    All of the store, held-out groups too: what a plan may show, only the plan knows.
+    Held-out groups too: what a plan may show, only the plan knows. What was taken down is left out.
     """
-    (items,) = np.nonzero(owns(store, channel))
+    (items,) = np.nonzero(owns(store, channel) & store.admitted)
     items = items[np.lexsort((store.view[items], store.item[items]))][:num_sentences]
     if not len(items):
         raise UserError(f"no item of {store.path} has {channel} of its own; name another channel")
