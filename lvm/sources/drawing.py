@@ -218,6 +218,13 @@ class Frame:
     name: str  # of the picture's file, for errors
     annotations: Mapping[str, Annotation] = field(default_factory=dict)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.picture.size
+
+    def draw(self, geometry: Geometry, size: int) -> "UInt8[np.ndarray, 'y x 3']":
+        return decode.shrink(self.picture, size, geometry, self.name)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -269,11 +276,11 @@ def draw_frames(
     for frame in record.frames:
         count += 1
         if not views:
-            first = frame.picture.size
+            first = frame.size
             views = [(geometry, {}) for geometry in geometries(*first, config.resize, config.flip)]
         _check_sizes(record, frame, first)
         for geometry, drawn in views:
-            photo = decode.shrink(frame.picture, size, geometry, frame.name)
+            photo = frame.draw(geometry, size)
             drawn.setdefault("image", []).append(photo)
             for channel, annotation in frame.annotations.items():
                 drawn.setdefault(channel, []).append(annotation.draw(geometry, size, photo))
@@ -283,11 +290,11 @@ def draw_frames(
 
 
 def _check_sizes(record: Record, frame: Frame, first: tuple[int, int]) -> None:
-    if frame.picture.size != first:
-        raise decode.PictureError(record.id, f"has frames of different sizes ({first}, {frame.picture.size})")
+    if frame.size != first:
+        raise decode.PictureError(record.id, f"has frames of different sizes ({first}, {frame.size})")
     for channel, annotation in frame.annotations.items():
-        if annotation.size is not None and annotation.size != frame.picture.size:
-            (width, height), (wide, high) = annotation.size, frame.picture.size
+        if annotation.size is not None and annotation.size != frame.size:
+            (width, height), (wide, high) = annotation.size, frame.size
             name = getattr(annotation, "name", f"{channel} of {frame.name}")
             raise decode.PictureError(name, f"is {width} x {height}, its picture {frame.name} {wide} x {high}")
 

@@ -18,9 +18,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
+from lvm.pictures import decode
 from lvm.pictures.decode import PictureError
+from lvm.pictures.geometry import Geometry
 from lvm.runtime import UserError
 from lvm.sources.base import BrokenItem, Item, writable
 from lvm.sources.drawing import DrawingConfig, Frame, Record, draw_record
@@ -29,6 +32,7 @@ from lvm.sources.remembering import remember, remembered
 
 if TYPE_CHECKING:
     from av import VideoFrame
+    from jaxtyping import UInt8
 
 # Part of every fingerprint: raise it when the same files and options give other pictures.
 VIDEOS_VERSION = 1
@@ -224,6 +228,7 @@ class Player:
     def __init__(self, file: Path, start: int, max_pixels: int) -> None:
         self.file, self.start, self.max_pixels = file, start, max_pixels
         self.rate = Fraction(25)
+        self.scaler = import_av().video.reformatter.VideoReformatter()
         self._seeks = True
         self._frames = self._decode(max(0, start - SEEK_MARGIN))
         self._next = next(self._frames, None)
@@ -269,10 +274,10 @@ class Player:
             try:
                 for packet in container.demux(stream):
                     time = packet.dts if packet.pts is None else packet.pts
-                    at = None if time is None else round((time - begin) * scale)
                     try:
                         frames = packet.decode()
                     except Exception as error:
+                        at = None if time is None else round((time - begin) * scale)
                         if at is not None and at < self.start:  # counts against the window before
                             continue
                         where = "near its end" if at is None else f"at frame {at}"
@@ -286,16 +291,34 @@ class Player:
                 raise PictureError(str(self.file), f"is damaged after frame {last} ({_reason(error)})") from None
 
 
-def to_image(frame: "VideoFrame") -> Image.Image:
-    """Upright RGB, or RGBA where the video is transparent."""
-    mode = "rgba" if any(component.is_alpha for component in frame.format.components) else "rgb24"
-    image = Image.fromarray(frame.reformat(format=mode).to_ndarray())
-    turn = {
-        90: Image.Transpose.ROTATE_90,
-        180: Image.Transpose.ROTATE_180,
-        270: Image.Transpose.ROTATE_270,
-    }.get(round(frame.rotation) % 360)
-    return image.transpose(turn) if turn is not None else image
+@dataclass(frozen=True)
+class PlayedFrame(Frame):
+    """A decoded frame, drawn upright.
+
+    FFmpeg squashes it as a whole, several times faster than PIL. It does so into planes of red, green and blue: packed
+    RGB would get half of the colours' resolution.
+    """
+
+    picture: Any  # av.VideoFrame
+    scaler: Any = None  # av's VideoReformatter, kept from frame to frame: its tables cost as much as a picture
+
+    @property
+    def turns(self) -> int:
+        """Quarters, counterclockwise."""
+        return round(self.picture.rotation / 90) % 4
+
+    @property
+    def size(self) -> tuple[int, int]:
+        width, height = self.picture.width, self.picture.height
+        return (height, width) if self.turns % 2 else (width, height)
+
+    def draw(self, geometry: Geometry, size: int) -> "UInt8[np.ndarray, 'y x 3']":
+        transparent = any(component.is_alpha for component in self.picture.format.components)
+        if transparent or (geometry.left, geometry.top, geometry.right, geometry.bottom) != (0, 0, *self.size):
+            pixels = self.picture.reformat(format="rgba" if transparent else "rgb24").to_ndarray()
+            return decode.shrink(Image.fromarray(np.rot90(pixels, self.turns)), size, geometry, self.name)
+        pixels = self.scaler.reformat(self.picture, size, size, "gbrp", interpolation="BICUBIC").to_ndarray()
+        return geometry.turn(np.rot90(pixels, self.turns))
 
 
 class VideosSource:
@@ -386,6 +409,6 @@ def _frames(player: Player, unit: Unit, numbers: list[int]) -> Iterator[Frame]:
     """The unit's frames one at a time; their numbers go to `numbers`."""
     for number, frame in player.play(unit.start, unit.stop, unit.every):
         numbers.append(number)
-        yield Frame(to_image(frame), f"{player.file} frame {number}")
+        yield PlayedFrame(frame, f"{player.file} frame {number}", scaler=player.scaler)
         if len(numbers) == unit.count:
             return

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from small_videos import av, numbers_seen, write_video
 
+from lvm.commands.bench import benchmark
 from lvm.runtime import UserError, build
 from lvm.runtime.config_files import load_config
 from lvm.sources import BrokenItem, open_source, videos
@@ -276,3 +277,11 @@ def test_the_commented_yaml_shows_every_option_with_its_default():
     assert set(config) == set(VideosConfig.__dataclass_fields__)
     assert build(VideosConfig, config) == VideosConfig(path=config["path"])
     assert json.dumps(config)
+
+
+def test_the_benchmark_of_sources_compares_like_with_like():
+    module = benchmark("sources")
+    found = module.run(module.Options(count=2, frames=20, size=32, rounds=1))
+    assert set(found) == {"benchmark", "results", "options", "machine", "commit"}
+    assert len(found["results"]) == 8 and all(row["ratio"] > 0 for row in found["results"].values())
+    assert found["results"]["pictures with drawn channels"]["pictures_each"] == 8
