@@ -4,6 +4,7 @@ Photos are squashed to a square with bicubic filtering, as the reference does, o
 Label maps are resized by nearest neighbour, line drawings by the maximum over each cell, so that thin lines stay.
 """
 
+import contextlib
 import io
 import warnings
 from pathlib import Path
@@ -91,10 +92,9 @@ def _reason(error: Exception) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block does not spoil the pixels
-        return image
+    with contextlib.suppress(Exception):  # a damaged EXIF block does not spoil the pixels
+        ImageOps.exif_transpose(image, in_place=True)  # else it copies what needs no turning
+    return image
 
 
 def to_rgb(image: Image.Image, name: str = "picture") -> Image.Image:
