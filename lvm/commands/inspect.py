@@ -271,7 +271,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.originals:
         source = open_source(arguments.originals, arguments.overrides)
         if source.fingerprint() != store.info["source_fingerprint"]:
-            raise UserError(f"--originals {arguments.originals} is not what {store.where} was made of; name that source")
+            raise UserError(
+                f"--originals {arguments.originals} is not what {store.where} was made of; name that source"
+            )
     sentences = []
     if arguments.sentences:
         sentences = sentence_rows(open_plan(arguments.sentences, arguments.overrides), vqgan, arguments.windows)
