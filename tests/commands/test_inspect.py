@@ -67,7 +67,8 @@ def test_sentences_are_shown_as_training_reads_them(made):
     config.write_text(
         f"seq_len: 1100\npacking: aligned\nseed: 0\nheld_out_per_mille: 0\nweights_by: sentences\nperiod: 8\n"
         f"sources: {{both: {{store: {made / 'store'}}}}}\n"
-        "entries: {colour: {source: both, weight: 1, recipe: pairs, input: gray, output: image, agree: none, pictures: 4}}\n"
+        "entries:\n"
+        "  colour: {source: both, weight: 1, recipe: pairs, input: gray, output: image, agree: none, pictures: 4}\n"
     )
     page = made / "sentences.html"
     command = ["inspect", str(made / "store"), "--out", str(page), "--sentences", str(config), "--windows", "1"]
