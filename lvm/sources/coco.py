@@ -23,7 +23,7 @@ from lvm.pictures import decode, masks
 from lvm.runtime import UserError
 from lvm.sources.base import BrokenItem, Item, writable
 from lvm.sources.coco_table import ROLES, is_id, open_table
-from lvm.sources.drawing import Annotation, Boxes, DrawingConfig, Frame, Labels, Record, Skeletons, draw_record
+from lvm.sources.drawing import Annotation, Boxes, DrawingConfig, Frame, Labels, Record, draw_record, pose_channels
 from lvm.sources.pictures import CHANNELS
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class CocoConfig(DrawingConfig):
     captions: str = ""  # JSON of captions; an image's first one is kept
     name: str = ""  # of the source; the name of the folder of images if empty
     channels: tuple[str, ...] = ()  # of image, segmentation, instance, box, pose; empty: all that the files have
+    pose_on_photo: bool = False  # skeletons over the photo too, as channel pose_photo
     crowd: bool = False  # also boxes and instances of crowds (iscrowd); classes show them always
 
 
@@ -75,6 +76,8 @@ class CocoSource:
                 raise UserError(f"channels: {channel!r} is not in these files; they have {', '.join(offered)}")
         self.drawn = {"image", *(config.channels or offered)}
         derived = {name for name in config.derived if name == "gray" or config.views}
+        if "pose" in self.drawn and config.pose_on_photo:
+            derived.add("pose_photo")
         self.channels = tuple(channel for channel in CHANNELS if channel in self.drawn | derived)
         # Several JSON files may list more categories than one of them: classes count all, by id.
         self._classes = {category["id"]: n for n, category in enumerate(self.table.categories, 1)}
@@ -162,7 +165,7 @@ class CocoSource:
             people = [self._joints(entry, width, height) for entry in objects if entry.get("keypoints")]
             people = [person for person in people if np.isfinite(person).any()]
             if people:
-                found["pose"] = Skeletons(people, self.limbs)
+                found |= pose_channels(people, self.limbs, self.config.pose_on_photo)
         return found
 
     def _check(self, entry: dict[str, Any], what: str) -> None:

@@ -162,15 +162,24 @@ class Depth(_OfImage):
 
 @dataclass(frozen=True)
 class Skeletons:
-    """Joints of people in the picture's pixels, NaN where unknown; on black."""
+    """Joints of people in the picture's pixels, NaN where unknown; on black, or over the photo."""
 
     people: "Sequence[Float[np.ndarray, 'k 2']]"
     limbs: Sequence[tuple[int, int]]
+    on_photo: bool = False
     size: tuple[int, int] | None = None
 
-    def draw(self, geometry: Geometry, size: int, photo: Any) -> "UInt8[np.ndarray, 'y x 3']":
+    def draw(self, geometry: Geometry, size: int, photo: "UInt8[np.ndarray, 'y x 3']") -> "UInt8[np.ndarray, 'y x 3']":
         placed = [geometry.points(person, size) for person in self.people]
-        return skeletons.draw(placed, self.limbs, np.zeros((size, size, 3), np.uint8))
+        return skeletons.draw(placed, self.limbs, photo if self.on_photo else np.zeros_like(photo))
+
+
+def pose_channels(
+    people: "Sequence[Float[np.ndarray, 'k 2']]", limbs: Sequence[tuple[int, int]], on_photo: bool
+) -> dict[str, Annotation]:
+    """Skeletons on black and, if asked, over the photo, as the paper has them."""
+    found: dict[str, Annotation] = {"pose": Skeletons(people, limbs)}
+    return found | ({"pose_photo": Skeletons(people, limbs, True)} if on_photo else {})
 
 
 @dataclass(frozen=True)
@@ -188,7 +197,7 @@ class Boxes:
             (x0, y0), (x1, y1) = np.clip(np.rint(corners), 0, size).astype(int).tolist()
             if x1 > x0 and y1 > y0:
                 placed.append((x0, y0, x1, y1))
-        return boxes.draw(photo, placed, self.colour, max(2, round(size / 64)))
+        return boxes.draw(photo, placed, self.colour, max(2, round(size / 32)))  # thinner ones do not last
 
 
 def read_annotation(channel: str, file: Path, config: FilesConfig, classes: Mapping[int, int] | None) -> Annotation:

@@ -24,8 +24,8 @@ from lvm.sources.drawing import (
     FilesConfig,
     Frame,
     Record,
-    Skeletons,
     draw_record,
+    pose_channels,
     read_annotation,
     read_classes,
 )
@@ -48,6 +48,7 @@ class ManifestConfig(FilesConfig):
     box_format: Literal["xywh", "xyxy"] = "xywh"
     keypoints: str = ""  # key of one person's [[x, y], ...] or of several people's, drawn as channel pose; "": none
     limbs: tuple[tuple[int, int], ...] = ()  # pairs of joints, from 0
+    pose_on_photo: bool = False  # skeletons over the photo too, as channel pose_photo
     id: str = "id"  # where a line lacks it: the file's path without suffix
     group: str = "group"  # where a line lacks it: the id
     label: str = "label"
@@ -96,7 +97,7 @@ class ManifestSource:
             raise UserError(f"{self.path} has the id {twice!r} twice; name another key with `id`")
         found = {"image", *(c for c, key in config.channels.items() if any(look_up(line, key) for line in good))}
         found |= {"box"} if config.boxes else set()
-        found |= {"pose"} if config.keypoints else set()
+        found |= {"pose", *(["pose_photo"] if config.pose_on_photo else [])} if config.keypoints else set()
         if any(isinstance(look_up(line, config.image), str) for line in good):
             found |= {name for name in config.derived if name == "gray" or config.views}
         self.channels = tuple([c for c in CHANNELS if c in found] + sorted(found - set(CHANNELS)))
@@ -177,7 +178,7 @@ class ManifestSource:
         if config.boxes and (found := look_up(line, config.boxes)) is not None:
             annotations["box"] = Boxes(as_boxes(found, config.box_format))
         if config.keypoints and (found := look_up(line, config.keypoints)) is not None:
-            annotations["pose"] = Skeletons(as_people(found, config.limbs), config.limbs)
+            annotations |= pose_channels(as_people(found, config.limbs), config.limbs, config.pose_on_photo)
         return Frame(picture, str(self.root / file), annotations)
 
     def _inside(self, file: str) -> Path:

@@ -38,7 +38,7 @@ ANNOTATION_FOLDERS = {
     **dict.fromkeys(("pose", "poses"), "pose"),
 }
 # The order of channels in a store; others, named in `channels`, follow.
-CHANNELS = ("image", "depth", "normal", "segmentation", "instance", "edge", "box", "pose", *DEGRADATIONS)
+CHANNELS = ("image", "depth", "normal", "segmentation", "instance", "edge", "box", "pose", "pose_photo", *DEGRADATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -259,7 +259,7 @@ BROKEN = {
     r"annotations.json: image 1 has the width -5": lambda c: image(c, width=-5),
     r"annotations.json: image 1 has the height .32.": lambda c: image(c, height="32"),
     r"images/999.jpg: does not exist": lambda c: image(c, file_name="999.jpg"),
-    r"images/a.b: cannot be decoded": lambda c: image(c, file_name="a\0b"),
+    r"images/a.b: does not exist": lambda c: image(c, file_name="a\0b"),
     r"images/001.png: is 32 x 32, in the JSON 64 x 32": lambda c: image(c, width=64),
     r"image 1 has an annotation without id": lambda c: c["annotations"][0].pop("id"),
     r"image 1 has two annotations of the id 11": lambda c: entry(c, id=11),

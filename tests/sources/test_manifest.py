@@ -79,6 +79,16 @@ def test_a_line_is_an_item_with_everything_that_it_names(three):
     assert changed[16:48, 11:13].all() and not changed[20:30, 15:28].any()
 
 
+def test_skeletons_over_the_photo_are_a_channel_of_their_own(three):
+    source = open_source({**OPTIONS, "path": str(three), "pose_on_photo": True, "flip": True})
+    assert "pose_photo" in source.channels
+    for item in source.read(0, 64):
+        photo, black, over = (item.channels[name][0] for name in ("image", "pose", "pose_photo"))
+        drawn = black.any(-1)
+        np.testing.assert_array_equal(over[drawn], black[drawn])
+        np.testing.assert_array_equal(over[~drawn], photo[~drawn])
+
+
 def test_cut_and_mirrored_views_keep_pixels_and_joints_together(three):
     source = open_source({**OPTIONS, "path": str(three), "resize": "crop", "flip": True})
     plain, mirrored = source.read(0, 80)
