@@ -6,7 +6,7 @@
     collection/{camvid,davis,...}/              datasets side by side
 
 A folder of pictures is read as clips if it is called frames, clips or videos, or with `clips: true`; any other as
-pictures. A picture may lack annotations; an annotation without its picture is an error.
+pictures. A picture may lack annotations; an annotation without its picture is a broken unit.
 """
 
 import hashlib
@@ -70,7 +70,8 @@ class Unit:
     group: str
     label: str  # "" if none
     is_clip: bool
-    channels: Mapping[str, tuple[str, ...]]  # channel -> a file for each frame; "image" is always there
+    channels: Mapping[str, tuple[str, ...]]  # channel -> a file for each frame; "image" is there if it can be read
+    problem: str = ""  # why it cannot
 
 
 # Finding what is there.
@@ -137,15 +138,18 @@ def _find_dataset(root: Path, prefix: str, paths: list[str], config: PicturesCon
             raise UserError(f"{root / path} and {root / target[stem]} have the same stem; remove or rename one")
         target[stem] = path
     known_stems = {stem for files in pictures.values() for stem in files}
-    for files in annotations.values():
-        alone = [path for stem, path in files.items() if stem not in known_stems]
-        if alone:
-            where = ", ".join(f"{folder}/" for folder in sorted(pictures))
-            raise UserError(
-                f"{root / alone[0]}: no picture of that name in {where} ({len(alone)} such annotations); "
-                "add the picture, or remove or exclude the annotation"
-            )
+    where = ", ".join(f"{folder}/" for folder in sorted(pictures))
     units = []
+    for channel, files in annotations.items():
+        alone = [path for stem, path in files.items() if stem not in known_stems]
+        if len(alone) == len(files):
+            raise UserError(
+                f"{root / alone[0]}: no picture of that name in {where}, nor of any other {channel} beside it; "
+                "add the pictures, or remove or exclude the annotations"
+            )
+        for path in alone:  # each is named in the quarantine, and counts towards the limit
+            id = writable(path)
+            units.append(Unit(id, id, "", False, {channel: (path,)}, f"has no picture of that name in {where}"))
     for folder, files in sorted(pictures.items()):
         home = f"{prefix}/" if prefix else ""
         if len(pictures) > 1:
@@ -226,7 +230,7 @@ class PicturesSource:
             raise UserError(f"{self.root} holds no pictures{which} ({' '.join(decode.SUFFIXES)})")
         self.units = find_units(self.root, paths, config)
         found = {channel for unit in self.units for channel in unit.channels}
-        if any(not unit.is_clip for unit in self.units):
+        if any(not unit.is_clip and not unit.problem for unit in self.units):
             found |= {name for name in config.derived if name == "gray" or config.views}
         known = [channel for channel in CHANNELS if channel in found]
         self.channels = tuple(known + sorted(found - set(known)))
@@ -250,6 +254,9 @@ class PicturesSource:
 
     def read(self, i: int, size: int) -> list[Item]:
         unit = self.units[i]
+        if unit.problem:
+            (files,) = unit.channels.values()
+            raise BrokenItem(str(self.root / files[0]), unit.problem)
         try:
             record = Record(
                 unit.id,

@@ -172,9 +172,9 @@ def empty(folder):
     (folder / "notes.txt").write_text("no pictures here")
 
 
-def lonely_annotation(folder):
+def lonely_annotations(folder):
     folder_of_pictures(folder, pictures=20, clips=0)
-    picture(folder / "depth" / "lonely.png", 0, channels=1)
+    picture(folder / "edges" / "lonely.png", 0, channels=1)
 
 
 def many_truncated(folder):
@@ -192,7 +192,7 @@ def too_few(folder):
     [
         (lambda folder: None, "is not a folder"),
         (empty, "holds no pictures"),
-        (lonely_annotation, "lonely.png.*no picture of that name"),
+        (lonely_annotations, "lonely.png.*no picture of that name"),
         (many_truncated, r"\d\.png.* broken where"),
         (too_few, "fill a sentence"),
     ],

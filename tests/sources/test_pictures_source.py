@@ -10,7 +10,7 @@ from PIL import Image
 from lvm.pictures import segmentation
 from lvm.runtime import UserError, build
 from lvm.runtime.config_files import load_config
-from lvm.sources import BrokenItem, open_source
+from lvm.sources import BrokenItem, open_source, read_units
 from lvm.sources.pictures import PicturesConfig
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -150,12 +150,22 @@ def test_the_fingerprint_changes_with_files_and_options_not_with_the_place(tmp_p
     assert one.fingerprint() != open_source(tmp_path / "two").fingerprint()
 
 
+def test_every_annotation_without_its_picture_is_named(tmp_path):
+    for name in ("images/a.jpg", "images/b.jpg", "masks/a.png", "masks/c.png", "masks/d.png"):
+        save(tmp_path / name, (12, 16) if "masks" in name else (12, 16, 3))
+    source = open_source(tmp_path)
+    found = [result for _, result in read_units(source, range(len(source)), 16, workers=0)]
+    broken = [str(result) for result in found if isinstance(result, BrokenItem)]
+    assert len(found) == 4 and len(broken) == 2
+    assert all(f"masks/{name}.png: has no picture of that name in images/" in text for name, text in zip("cd", broken))
+
+
 @pytest.mark.parametrize(
     "files, message",
     [
         ({}, r"holds no pictures \(.jpg"),
         ({"notes.txt": None}, r"holds no pictures \(.jpg"),
-        ({"images/a.jpg": 3, "masks/b.png": 1}, r"masks/b.png: no picture of that name in images/ \(1 such"),
+        ({"images/a.jpg": 3, "masks/b.png": 1}, r"masks/b.png: no picture of that name in images/, nor of any"),
         ({"images/a.jpg": 3, "images/a.png": 3}, r"a.jpg.* have the same stem"),
         ({"images/a.jpg": 3, "thumbnails/a.png": 3}, r"thumbnails: not a known annotation \(known: box.*channels"),
         ({"images/a.jpg": 3, "b.png": 3}, r"b.png: lies beside images/"),
