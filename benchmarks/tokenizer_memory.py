@@ -2,8 +2,9 @@
 python -m benchmarks.tokenizer_memory [json=FILE] [KEY=VALUE of tokenizer.train ...]
 
     python -m benchmarks.tokenizer_memory experiment=photos_256 crop=null batch_size=8
-    python -m benchmarks.tokenizer_memory experiment=photos_256 crop=null batch_size=8 accumulate=8 \\
-        grow_from=null model='{}'                                                              # the published net
+    python -m benchmarks.tokenizer_memory experiment=photos_256 crop=null batch_size=8 accumulate=8 grow_from=null \\
+        model.hidden_channels=128 model.channel_mult=[1,2,2,4,6] model.num_res_blocks=2 model.z_channels=64 \\
+        model.quantized_embed_dim=64 model.norm_groups=32                                      # the published net
 
 Three steps on a few pictures of the world. On a CPU the process's largest resident size (pictures, code and compiler
 included); on a GPU run it under the same options and read the allocator's peak from the metrics.

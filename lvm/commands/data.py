@@ -100,6 +100,9 @@ def plan_text(plan: TokenPlan) -> str:
                 f"  {row['entry']}: " + (", ".join(f"{n:,} {why}" for why, n in row["left_out"].items()) or "none")
             )
         lines.append("")
+    for name, store in plan.stores.items():
+        if unknown := getattr(store, "unknown_ids", []):
+            lines.append(f"{len(unknown)} ids of the exclude list of {name} are not in its store, as {unknown[0]!r}")
     return "\n".join([*lines, f"fingerprint {plan.fingerprint}"])
 
 

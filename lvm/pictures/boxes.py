@@ -63,7 +63,7 @@ def untangle(lines: "Bool[np.ndarray, 'y x']", width: int) -> list[Box]:
 
     Candidates are boxes between places where lines begin and end. The one whose line explains most pixels, less those
     it claims where there are none, is taken first, and so on, while a box explains a quarter of its line or more.
-    Exact for one box, and for up to six that cross if no two sides lie within 2 `width` + 1 pixels of each other; where
+    Exact for one box, and nearly always for up to six that cross, no two sides within 2 `width` + 1 pixels; where
     lines run along each other it may miss or invent one.
     """
     (lefts, rights), (tops, bottoms) = _sides(lines.T), _sides(lines)

@@ -65,7 +65,8 @@ def read(
     picture: "UInt8[np.ndarray, 'y x 3']", num_joints: int, num_limbs: int, least: int = 3
 ) -> "Float[np.ndarray, 'k 2']":
     """The joints (x, y) of one person drawn on black: centres of the pixels nearest to each dot's colour; NaN where
-    fewer than `least` are. Within a pixel of what `draw` drew, where no other dot covers it."""
+    fewer than `least` are. Within a pixel of what `draw` drew, where neither another dot nor the
+    frame cuts one."""
     parts = _nearest_part(picture, num_joints, num_limbs)
     joints = np.full((num_joints, 2), np.nan)
     for k in range(num_joints):

@@ -46,18 +46,21 @@ def boot_id() -> str:
 class RunLease:
     """Held from construction to `release`; rank 0 of a run makes one, and each task of a bulk job one of its `name`.
 
-    Takes over at once from a dead process of this host, and from the same Slurm job at a lower restart count.
-    Raises `UserError` naming host, pid and time where the owner lives (or may live: another host is not asked).
+    Takes over at once from a dead process of this host, and from the same Slurm job at a lower restart count; with
+    `over_hosts` from any process of another host too, which finds out at its next check: for work that may be done
+    twice without harm, and is more often continued elsewhere than still running there. Raises `UserError` naming host,
+    pid and time where the owner lives (or may live: another host is not asked).
     `attempt` counts the incarnations of the run from 0.
     """
 
-    def __init__(self, run_dir: str | os.PathLike[str], name: str = "lease.json") -> None:
+    def __init__(self, run_dir: str | os.PathLike[str], name: str = "lease.json", over_hosts: bool = False) -> None:
         self.path = Path(run_dir) / name
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._token = uuid.uuid4().hex
         with self._locked():
             owner = self._read()
-            if owner and not owner.get("released") and not may_take_over(owner):
+            elsewhere = over_hosts and owner.get("host") != socket.gethostname()
+            if owner and not owner.get("released") and not elsewhere and not may_take_over(owner):
                 raise UserError(
                     f"{run_dir} is in use by pid {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}; "
                     f"stop it, use another folder, or remove {self.path} if that process is surely gone"

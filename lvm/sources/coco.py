@@ -82,9 +82,10 @@ class CocoSource:
         # Several JSON files may list more categories than one of them: classes count all, by id.
         self._classes = {category["id"]: n for n, category in enumerate(self.table.categories, 1)}
         self._categories = {category["id"]: category for category in self.table.categories}
-        self.limbs = self._find_limbs() if "pose" in self.drawn else ()
+        self.limbs, self.pairs = self._find_limbs() if "pose" in self.drawn else ((), ())
 
-    def _find_limbs(self) -> tuple[tuple[int, int], ...]:
+    def _find_limbs(self) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
+        """Of the jointed categories: the limbs, and the pairs of a left and a right joint."""
         jointed = [category for category in self.table.categories if category["joints"]]
         for other in jointed[1:]:
             if (other["joints"], other["limbs"]) != (jointed[0]["joints"], jointed[0]["limbs"]):
@@ -92,7 +93,9 @@ class CocoSource:
                     f"categories {jointed[0]['name']!r} and {other['name']!r} have different skeletons, which one "
                     "channel cannot show; leave pose out of `channels`"
                 )
-        return tuple((a, b) for a, b in jointed[0]["limbs"]) if jointed else ()
+        if not jointed:
+            return (), ()
+        return tuple((a, b) for a, b in jointed[0]["limbs"]), tuple((a, b) for a, b in jointed[0]["pairs"])
 
     def __len__(self) -> int:
         return len(self.table.ids)
@@ -165,7 +168,7 @@ class CocoSource:
             people = [self._joints(entry, width, height) for entry in objects if entry.get("keypoints")]
             people = [person for person in people if np.isfinite(person).any()]
             if people:
-                found |= pose_channels(people, self.limbs, self.config.pose_on_photo)
+                found |= pose_channels(people, self.limbs, self.pairs, self.config.pose_on_photo)
         return found
 
     def _check(self, entry: dict[str, Any], what: str) -> None:

@@ -19,7 +19,7 @@ from lvm.runtime.files import cache_folder
 from lvm.sources.base import writable
 
 # Part of the name of every table: raise it when the same JSON becomes another table.
-TABLE_VERSION = 1
+TABLE_VERSION = 2
 
 ROLES = ("annotations", "poses", "panoptic", "captions")
 _OF_IMAGE = ("file_name", "width", "height", "license", "coco_url", "flickr_url")
@@ -32,7 +32,7 @@ class Table:
     digest: str  # of the JSON files
     ids: list[str]  # of the units
     starts: list[int]  # byte of each line, and where the last one ends
-    categories: list[dict[str, Any]]  # by id: id, name, isthing, number of joints, limbs between them
+    categories: list[dict[str, Any]]  # by id: id, name, isthing, joints, limbs, pairs
     licences: dict[str, str]  # JSON of the id -> name and address
     offers: list[str]  # channels that some image has
 
@@ -246,15 +246,23 @@ def _categories(data: Mapping[str, dict[str, Any]], files: Mapping[str, Path]) -
                     and all(type(j) is int and 0 < j <= len(joints) for j in limb)
                 ):
                     raise UserError(f"{where}: category {id} has {len(joints)} keypoints and the limb {_short(limb)}")
-            known = found.setdefault(id, {"id": id, "name": entry["name"], "joints": 0, "limbs": []})
+            known = found.setdefault(id, {"id": id, "name": entry["name"], "joints": 0, "limbs": [], "pairs": []})
             if known["name"] != entry["name"]:
                 raise UserError(f"{where}: category {id} is {entry['name']!r}, and {known['name']!r} elsewhere")
             known["isthing"] = bool(entry.get("isthing", known.get("isthing", True)))
             if joints:
                 known["joints"], known["limbs"] = len(joints), [[a - 1, b - 1] for a, b in limbs]
+                known["pairs"] = left_and_right(joints)
         if not found and content["annotations"] and role != "captions":
             raise UserError(f"{where}: has annotations and no categories")
     return [found[id] for id in sorted(found)]
+
+
+def left_and_right(joints: list[Any]) -> list[list[int]]:
+    """Pairs of joints that differ in left and right alone, by their names."""
+    places = {name: n for n, name in enumerate(joints) if isinstance(name, str)}
+    pairs = ((n, places.get(name.replace("left", "right"))) for name, n in places.items() if "left" in name)
+    return [[left, right] for left, right in pairs if right is not None]
 
 
 def _licences(data: Mapping[str, dict[str, Any]], files: Mapping[str, Path]) -> dict[str, str]:

@@ -13,6 +13,9 @@ from lvm.runtime import UserError
 from lvm.sources.base import Item, Source
 from lvm.sources.pictures import CHANNELS
 
+# Options of any kind that name a file or a folder.
+PLACES = ("path", "root", "images", "annotations", "poses", "panoptic", "panoptic_folder", "captions", "classes")
+
 
 @dataclass(frozen=True)
 class CollectionConfig:
@@ -34,9 +37,21 @@ class CollectionSource:
             if not isinstance(given, Mapping):
                 raise UserError(f"sources.{name} is {given!r}; it must be a mapping of a source's options")
             options = dict(given)
-            for key in ("path", "images", "annotations", "panoptic", "panoptic_folder", "poses", "captions", "classes"):
+            for key in (
+                "path",
+                "images",
+                "annotations",
+                "panoptic",
+                "panoptic_folder",
+                "poses",
+                "captions",
+                "classes",
+                "root",
+            ):
                 if options.get(key) and "://" not in str(options[key]):
                     options[key] = str(root / Path(str(options[key])).expanduser())
+            if options.get("kind") == "collection":
+                options.setdefault("root", str(root))
             named = options if options.get("kind") == "world" else {**options, "name": name}
             self.sources[name] = open_source(named)
         if not self.sources:
@@ -50,8 +65,9 @@ class CollectionSource:
         self.labels = tuple(
             f"{name}/{label}" for name, source in self.sources.items() for label in getattr(source, "labels", ())
         )
-        counts = [len(getattr(source, "labels", ())) for source in self.sources.values()]
-        self._first_label = np.cumsum([0, *counts]).tolist()
+        # A part that numbers its classes without naming them (tars) keeps none: its numbers would be another part's.
+        self._num_labels = [len(getattr(source, "labels", ())) for source in self.sources.values()]
+        self._first_label = np.cumsum([0, *self._num_labels]).tolist()
         self._first_unit = np.cumsum([0, *(len(source) for source in self.sources.values())]).tolist()
         self._names = list(self.sources)
 
@@ -79,7 +95,7 @@ class CollectionSource:
                 item,
                 id=f"{name}/{item.id}",
                 group=f"{name}/{item.group}",
-                label=item.label + self._first_label[part] if item.label >= 0 else -1,
+                label=item.label + self._first_label[part] if 0 <= item.label < self._num_labels[part] else -1,
             )
             for item in self.sources[name].read(unit, size)
         ]

@@ -52,6 +52,12 @@ class FilesConfig(DrawingConfig):
     depth_near: float | None = None  # distance drawn white, in the files' unit; null: a picture's 2nd percentile
     depth_far: float | None = None  # distance drawn black; null: its 98th
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        near, far = self.depth_near, self.depth_far
+        if any(value is not None and value <= 0 for value in (near, far)) or (near and far and near >= far):
+            raise UserError(f"depth_near {near} and depth_far {far} must be above 0, the smaller first")
+
 
 def read_classes(file: str) -> dict[int, int]:
     """Value in a label map -> class: the place of its object in a list of {"id", "name"}, one more for "unlabelled" in
@@ -97,6 +103,18 @@ class Photo(_OfImage):
 
     def draw(self, geometry: Geometry, size: int, photo: Any) -> "UInt8[np.ndarray, 'y x 3']":
         return decode.shrink(self.image, size, geometry, self.name)
+
+
+@dataclass(frozen=True)
+class Normals(_OfImage):
+    """x, y, z of the surface as red, green, blue: mirrored, x points the other way. Black is unknown."""
+
+    def draw(self, geometry: Geometry, size: int, photo: Any) -> "UInt8[np.ndarray, 'y x 3']":
+        drawn = decode.shrink(self.image, size, geometry, self.name)
+        if geometry.mirrored:
+            drawn = drawn.copy()
+            drawn[..., 0] = np.where(drawn.any(-1), 255 - drawn[..., 0], 0)
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -156,30 +174,38 @@ class Depth(_OfImage):
         with np.errstate(divide="ignore"):
             distance = 1 / values if self.disparity else values
         near, far = (float(value) for value in np.percentile(distance[known], [2, 98]))
-        near, far = self.near or near, self.far or far
+        near, far = near if self.near is None else self.near, far if self.far is None else self.far
         return depth.draw(np.where(known, distance, np.inf), near, max(far, near * 1.001))
 
 
 @dataclass(frozen=True)
 class Skeletons:
-    """Joints of people in the picture's pixels, NaN where unknown; on black, or over the photo."""
+    """Joints of people in the picture's pixels, NaN where unknown; on black, or over the photo. In a mirrored picture
+    the joints of each of `pairs` (a left and a right one) change places: left stays the person's left."""
 
     people: "Sequence[Float[np.ndarray, 'k 2']]"
     limbs: Sequence[tuple[int, int]]
+    pairs: Sequence[tuple[int, int]] = ()
     on_photo: bool = False
     size: tuple[int, int] | None = None
 
     def draw(self, geometry: Geometry, size: int, photo: "UInt8[np.ndarray, 'y x 3']") -> "UInt8[np.ndarray, 'y x 3']":
         placed = [geometry.points(person, size) for person in self.people]
+        for person in placed if geometry.mirrored else ():
+            for a, b in self.pairs:
+                person[[a, b]] = person[[b, a]]
         return skeletons.draw(placed, self.limbs, photo if self.on_photo else np.zeros_like(photo))
 
 
 def pose_channels(
-    people: "Sequence[Float[np.ndarray, 'k 2']]", limbs: Sequence[tuple[int, int]], on_photo: bool
+    people: "Sequence[Float[np.ndarray, 'k 2']]",
+    limbs: Sequence[tuple[int, int]],
+    pairs: Sequence[tuple[int, int]],
+    on_photo: bool,
 ) -> dict[str, Annotation]:
-    """Skeletons on black and, if asked, over the photo, as the paper has them."""
-    found: dict[str, Annotation] = {"pose": Skeletons(people, limbs)}
-    return found | ({"pose_photo": Skeletons(people, limbs, True)} if on_photo else {})
+    """Skeletons on black and, if asked, over the photo, as the paper has them; see `Skeletons`."""
+    found: dict[str, Annotation] = {"pose": Skeletons(people, limbs, pairs)}
+    return found | ({"pose_photo": Skeletons(people, limbs, pairs, True)} if on_photo else {})
 
 
 @dataclass(frozen=True)
@@ -215,6 +241,8 @@ def make_annotation(
         return Depth(image, name, config.disparity, config.depth_near, config.depth_far)
     if channel == "edge":
         return Lines(image, name)
+    if channel == "normal":
+        return Normals(image, name)
     return (Colours if channel in ("segmentation", "instance", "box", "pose") else Photo)(image, name)
 
 

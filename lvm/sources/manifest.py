@@ -32,7 +32,7 @@ from lvm.sources.drawing import (
 from lvm.sources.pictures import CHANNELS
 
 # Part of every fingerprint: raise it when the same manifest and options give other pictures.
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class ManifestConfig(FilesConfig):
     box_format: Literal["xywh", "xyxy"] = "xywh"
     keypoints: str = ""  # key of one person's [[x, y], ...] or of several people's, drawn as channel pose; "": none
     limbs: tuple[tuple[int, int], ...] = ()  # pairs of joints, from 0
+    mirror: tuple[tuple[int, int], ...] = ()  # left and right joints, which change places where `flip` mirrors
     pose_on_photo: bool = False  # skeletons over the photo too, as channel pose_photo
     id: str = "id"  # where a line lacks it: the file's path without suffix
     group: str = "group"  # where a line lacks it: the id
@@ -138,7 +139,9 @@ class ManifestSource:
         return self.ids[i]
 
     def fingerprint(self) -> str:
-        options = {key: value for key, value in asdict(self.config).items() if key not in ("path", "name", "root")}
+        left_out = ("path", "name", "root", "classes")
+        options = {key: value for key, value in asdict(self.config).items() if key not in left_out}
+        options["class_list"] = sorted(self._classes.items()) if self._classes else None
         head = json.dumps({"version": MANIFEST_VERSION, **options}, sort_keys=True)
         return hashlib.sha256("\n".join([head, *(json.dumps(line) for line in self.lines)]).encode()).hexdigest()
 
@@ -175,21 +178,35 @@ class ManifestSource:
                 if len(files) <= n:
                     raise decode.PictureError(self._inside(file).as_posix(), f"has no {channel}; {key} is too short")
                 annotations[channel] = read_annotation(channel, self._inside(files[n]), config, self._classes)
-        if config.boxes and (found := look_up(line, config.boxes)) is not None:
-            annotations["box"] = Boxes(as_boxes(found, config.box_format))
-        if config.keypoints and (found := look_up(line, config.keypoints)) is not None:
-            annotations |= pose_channels(as_people(found, config.limbs), config.limbs, config.pose_on_photo)
+        boxes, joints = (self._of_frame(line, key, n) for key in (config.boxes, config.keypoints))
+        if boxes is not None:
+            annotations["box"] = Boxes(as_boxes(boxes, config.box_format))
+        if joints is not None and (people := as_people(joints, (*config.limbs, *config.mirror))):
+            annotations |= pose_channels(people, config.limbs, config.mirror, config.pose_on_photo)
         return Frame(picture, str(self.root / file), annotations)
+
+    def _of_frame(self, line: dict[str, Any], key: str, n: int) -> Any:
+        """What a key says of frame n: a clip has a list, one entry a frame."""
+        found = look_up(line, key)
+        images = look_up(line, self.config.image)
+        if found is None or isinstance(images, str):
+            return found
+        if not isinstance(found, list) or len(found) != len(images):
+            raise ValueError(f"{key} of a clip has no entry for each of its {len(images)} frames")
+        return found[n]
 
     def _inside(self, file: str) -> Path:
         path = self.root / file
-        if ".." in Path(file).parts:
+        if ".." in Path(file).parts or Path(file).is_absolute():
             raise decode.PictureError(str(path), "lies outside the manifest's folder; use `root`")
         return path
 
 
 def as_boxes(found: Any, form: str) -> list[tuple[float, float, float, float]]:
-    array = np.asarray(found, np.float64).reshape(-1, 4)
+    array = np.asarray(found, np.float64)
+    if array.size and (array.ndim not in (1, 2) or array.shape[-1] != 4):
+        raise ValueError(f"boxes of shape {list(array.shape)}, not [boxes, 4]")
+    array = array.reshape(-1, 4)
     if not np.isfinite(array).all():
         raise ValueError("a box that is not four finite numbers")
     if form == "xywh":
@@ -200,6 +217,8 @@ def as_boxes(found: Any, form: str) -> list[tuple[float, float, float, float]]:
 def as_people(found: Any, limbs: Sequence[tuple[int, int]]) -> list[np.ndarray]:
     """[k, 2] or [people, k, 2] numbers, null where a joint is unknown."""
     array = np.array(found, np.float64)
+    if not array.size:
+        return []
     array = array[None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] != 2:
         raise ValueError(f"keypoints of shape {list(array.shape)}, not [joints, 2]")

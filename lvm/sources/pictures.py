@@ -24,7 +24,7 @@ from lvm.sources.drawing import FilesConfig, Frame, Record, draw_record, read_an
 from lvm.sources.listing import list_files
 
 # Part of every fingerprint: raise it when the same files and options give other pictures.
-PICTURES_VERSION = 2
+PICTURES_VERSION = 3
 
 PICTURE_FOLDERS = ("image", "images", "picture", "pictures", "photo", "photos", "rgb")
 CLIP_FOLDERS = ("frame", "frames", "clip", "clips", "video", "videos")
@@ -245,7 +245,8 @@ class PicturesSource:
         return self.units[i].id
 
     def fingerprint(self) -> str:
-        options = {key: value for key, value in asdict(self.config).items() if key not in ("path", "name")}
+        options = {key: value for key, value in asdict(self.config).items() if key not in ("path", "name", "classes")}
+        options["class_list"] = sorted(self._classes.items()) if self._classes else None
         head = json.dumps({"version": PICTURES_VERSION, **options}, sort_keys=True)
         digest = hashlib.sha256(head.encode())
         for unit in self.units:

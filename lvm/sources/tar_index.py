@@ -11,7 +11,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,6 +39,12 @@ class TarSummary:
     suffixes: tuple[str, ...]
     damage: str  # "" if it was read to its end
     digest: str  # of the whole index
+    stamp: tuple[Any, ...] = ()  # of the tar when it was summarised
+
+    def check(self) -> None:
+        """Raises `TarDamage` for a tar of this machine that was written anew since."""
+        if not is_remote(self.path) and tuple(_stamp(self.path)) != self.stamp:
+            raise TarDamage("has changed since it was listed")
 
 
 # Files here and elsewhere.
@@ -205,13 +211,14 @@ def _stamp(path: str) -> list[Any]:
 
 def summarise(path: str) -> TarSummary:
     """From the cache where the tar has not changed since, else by reading its headers."""
-    place = remembered("tar-index", [INDEX_VERSION, path, *_stamp(path)])
+    stamp = _stamp(path)
+    place = remembered("tar-index", [INDEX_VERSION, path, *stamp])
     try:
         with open(place) as file:
             num_samples, suffixes, damage, digest = json.loads(file.readline())
-        return TarSummary(path, str(place), num_samples, tuple(suffixes), damage, digest)
+        return TarSummary(path, str(place), num_samples, tuple(suffixes), damage, digest, tuple(stamp))
     except (OSError, ValueError, TypeError):
-        return _write_index(path, place)[0]
+        return replace(_write_index(path, place)[0], stamp=tuple(stamp))
 
 
 def load_samples(summary: TarSummary) -> list[tuple[str, Members]]:
@@ -235,6 +242,6 @@ def _write_index(path: str, place: Path) -> tuple[TarSummary, list[tuple[str, Me
     text = json.dumps(samples) + "\n"
     suffixes = tuple(sorted({suffix for _, members in samples for suffix in members}))
     digest = hashlib.sha256(text.encode()).hexdigest()
-    if damage != "does not exist":
+    if not damage.startswith(("does not exist", "cannot be read")):  # which may pass
         remember(place, json.dumps([len(samples), suffixes, damage, digest]) + "\n" + text)
     return TarSummary(path, str(place), len(samples), suffixes, damage, digest), samples

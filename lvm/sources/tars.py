@@ -41,7 +41,7 @@ from lvm.sources.tar_index import (
 )
 
 # Part of every fingerprint: raise it when the same files and options give other pictures.
-TARS_VERSION = 1
+TARS_VERSION = 2
 
 ANNOTATIONS = {**ANNOTATION_FOLDERS, "seg": "segmentation"}
 MAX_TARS = 10**6
@@ -181,7 +181,8 @@ class TarsSource:
             return f"{self.ids[tar]} (sample {sample})"
 
     def fingerprint(self) -> str:
-        options = {key: value for key, value in asdict(self.config).items() if key not in ("path", "name")}
+        options = {key: value for key, value in asdict(self.config).items() if key not in ("path", "name", "classes")}
+        options["class_list"] = sorted(self._classes.items()) if self._classes else None
         head = json.dumps({"version": TARS_VERSION, **options}, sort_keys=True)
         lines = (json.dumps([id, tar.digest, bool(tar.damage)]) for id, tar in zip(self.ids, self.tars))
         return hashlib.sha256("\n".join([head, *lines]).encode()).hexdigest()
@@ -221,6 +222,7 @@ class TarsSource:
             if members[suffix][1] > most:
                 reason = f"has {members[suffix][1]:,} bytes; at most {most:,} are read"
                 raise decode.PictureError(f"{tar.path}:{key}.{suffix}", reason)
+        tar.check()
         parts = read_ranges(tar.path, [members[suffix] for suffix in used])
         if any(len(part) != members[suffix][1] for suffix, part in zip(used, parts)):
             raise TarDamage("has changed while it was read")

@@ -215,7 +215,8 @@ def look_at_all(root: Path, paths: list[str], max_pixels: int) -> list[Video]:
         for video in pool.map(lambda path: look_at(root, path, max_pixels), new):
             known[video.path] = [stamps[video.path], video.frames, video.problem]
     if new:
-        remember(place, json.dumps({path: known[path] for path in sorted(known)}))
+        # A problem may pass (rights, a disk that was away): such files are looked at again.
+        remember(place, json.dumps({path: known[path] for path in sorted(known) if known[path][1]}))
     return [Video(path, *known[path][1:]) for path in paths]
 
 

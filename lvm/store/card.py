@@ -55,5 +55,5 @@ def card(store: TokenStore, command: str = "") -> str:
 
 
 def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> list[str]:
-    cells = [tuple(text.replace("|", "\\|") for text in row) for row in [head, ("---", "---"), *rows]]
+    cells = [tuple(" ".join(text.split()).replace("|", "\\|") for text in row) for row in [head, ("---", "---"), *rows]]
     return [f"| {left} | {right} |" for left, right in cells]

@@ -27,7 +27,8 @@ def exclude(path: str | Path, ids: Collection[str], ignore_unknown: bool = False
     target = layout.exclude_path(store.path)
     with locked(target.with_name(".exclude.lock")):
         listed = read_ids(target) if target.is_file() else []
-        listed += [id for id in found if id not in set(listed)]
+        already = set(listed)
+        listed += [id for id in found if id not in already]
         atomic_write(target, "".join(f"{id}\n" for id in listed))
     return TokenStore(path), unknown
 

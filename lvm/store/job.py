@@ -200,7 +200,7 @@ def run_job(
         if _missing(path, mine):
             with contextlib.ExitStack() as held:
                 name = f".task-{shard}-of-{num_shards}.json"
-                lease = held.enter_context(RunLease(path, name)) if exclusive else None
+                lease = held.enter_context(RunLease(path, name, over_hosts=True)) if exclusive else None
                 todo = _missing(path, mine)  # who held the lease until now may have written some
                 _count_done(path, set(mine) - set(todo), report)
                 limit = max_broken * sum(len(unit_range(plan, n)) for n in mine)

@@ -42,7 +42,7 @@ def bound_in_bytes(given: int | None) -> int:
     text = given if given is not None else os.environ.get("LVM_REMOTE_CACHE_BYTES") or CACHE_BYTES
     try:
         return int(float(text))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UserError(f"LVM_REMOTE_CACHE_BYTES is {text!r}; give a number of bytes, as 50e9") from None
 
 

@@ -25,6 +25,8 @@ from lvm.store.store import TokenStore
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int64, UInt16
 
+MAX_CHANNELS = 63  # bits of a channel mask
+
 # What becomes one shard: items of some stores, in the order in which they are written.
 Part = list[tuple[TokenStore, "Int64[np.ndarray, 'items']"]]
 
@@ -56,13 +58,15 @@ def merge(out: str | Path, paths: Sequence[str | Path]) -> TokenStore:
                 parts[place].append((store, items[places == place]))
             sidecar = store.sidecar(shard)
             quarantine.append((sidecar["broken"], sidecar.get("blank", [])))
-    plan = {
+    plan: dict[str, Any] = {
         "source": "+".join(dict.fromkeys(store.name for store in stores)),
         "channels": list(dict.fromkeys(channel for store in stores for channel in store.channels)),
         "labels": list(dict.fromkeys(label for store in stores for label in store.labels)),
         "resize": "+".join(dict.fromkeys(store.info["resize"] for store in stores)),
         "made_by": "merge",
     }
+    if len(plan["channels"]) > MAX_CHANNELS:
+        raise UserError(f"the stores have {len(plan['channels'])} channels together; a store holds {MAX_CHANNELS}")
     with atomic_folder(out) as aside:
         _write_store(aside, parts, plan, stores, quarantine)
     return TokenStore(out)
@@ -185,6 +189,7 @@ def _write_store(
 def _add_part(shard: Shard, part: Part, labels: list[str]) -> "UInt16[np.ndarray, 'p t']":
     """Register the items of a part; their codes in the order in which `write_shard` expects them."""
     came_from: dict[tuple[str, int], TokenStore] = {}
+    alike: dict[str, tuple[TokenStore, int, str]] = {}  # id -> where it was seen first, its group and resize rule
     codes = [np.zeros((0, part[0][0].tokens_per_picture if part else 0), np.uint16)]
     for store, items in part:
         new_bits = [shard.channels.index(channel) for channel in store.channels]
@@ -204,6 +209,12 @@ def _add_part(shard: Shard, part: Part, labels: list[str]) -> "UInt16[np.ndarray
             if other is not store:
                 raise UserError(
                     f"{id} (view {view}) is both in {other.where} and in {store.where}; exclude it from one"
+                )
+            first, group, resize = alike.setdefault(id, (store, int(store.group[i]), store.info["resize"]))
+            if (group, resize) != (int(store.group[i]), store.info["resize"]):
+                raise UserError(
+                    f"{id} has another group or resize rule in {first.where} than in {store.where}, so that its views "
+                    "do not belong together; exclude it from one"
                 )
             # Bits of the old store in the order of the new one's.
             bits = sorted(np.flatnonzero(channel_mask[i] >> bit_numbers & 1).tolist(), key=new_bits.__getitem__)

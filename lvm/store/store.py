@@ -157,6 +157,12 @@ class TokenStore:
         admitted[self.excluded] = False
         return admitted
 
+    @cached_property
+    def unknown_ids(self) -> list[str]:
+        """Ids of the exclude list that are not here: of other stores, or misspelt."""
+        found = self.find(self._excluded_ids)
+        return [id for id in dict.fromkeys(self._excluded_ids) if id not in found]
+
     @property
     def exclusion(self) -> str:
         """Hex sha256 of the items excluded; empty where none is."""
@@ -343,14 +349,14 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def read_ids(path: Path) -> list[str]:
     """A text file of ids, one a line."""
     try:
-        return ids_of(path.read_text("utf-8"))
+        return ids_of(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a list of ids, one a line ({error})") from None
 
 
 def ids_of(text: str) -> list[str]:
-    """The lines of a text that are not empty."""
-    return [line for line in text.split("\n") if line.strip()]
+    """The lines of a text that are not empty, without blanks around them."""
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def kept_tars() -> int:

@@ -71,3 +71,17 @@ def test_the_committed_collection_opens_and_reads():
     for i in range(0, len(source), 97):
         for item in source.read(i, 32):
             assert all(pictures.shape[1:] == (32, 32, 3) for pictures in item.channels.values())
+
+
+def test_a_part_of_unnamed_classes_borrows_no_names(two, tmp_path):
+    import io
+    import tarfile
+
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, content in (("0.png", (tmp_path / "a/cat/1.png").read_bytes()), ("0.cls", b"1")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    two["sources"] = {"packed": {"kind": "tars", "path": "x.tar"}, **two["sources"]}
+    source = open_source(two)
+    assert source.read(0, 16)[0].label == -1 and source.read(1, 16)[0].label == 0

@@ -166,3 +166,44 @@ def test_the_commented_yaml_shows_every_option_with_its_default():
     for key, value in config.items():
         given = getattr(defaults, key)
         assert (list(given) if isinstance(given, tuple) else given) == value, key
+
+
+def test_a_mirrored_person_keeps_their_own_left_and_right(three):
+    source = open_source({**OPTIONS, "path": str(three), "flip": True, "mirror": [[0, 2]]})
+    plain, mirrored = (skeletons.read(item.channels["pose"][0], 3, 2) for item in source.read(0, 64))
+    np.testing.assert_allclose(mirrored[[2, 1, 0], 0], 64 - plain[:, 0], atol=2)
+
+
+def test_nobody_and_no_box_lose_no_photo(tmp_path):
+    save(tmp_path / "0.png", photo())
+    path = write(tmp_path, [{"file": "0.png", "joints": [], "things": []}])
+    (item,) = open_source({**OPTIONS, "path": str(path)}).read(0, 16)
+    assert "pose" not in item.channels
+    np.testing.assert_array_equal(item.channels["box"], item.channels["image"])
+
+
+def test_a_clip_has_boxes_for_each_of_its_frames(tmp_path):
+    for n in range(2):
+        save(tmp_path / f"{n}.png", np.zeros((40, 40, 3), np.uint8))
+    lines = [
+        {"id": "good", "file": ["0.png", "1.png"], "b": [[[0, 0, 20, 20]], [[20, 20, 20, 20]]]},
+        {"id": "bad", "file": ["0.png", "1.png"], "b": [[[0, 0, 20, 20]]]},
+    ]
+    source = open_source({"kind": "manifest", "image": "file", "boxes": "b", "path": str(write(tmp_path, lines))})
+    (item,) = source.read(0, 40)
+    first, second = item.channels["box"].any(-1)
+    assert first[0, 0] and not first[39, 39] and second[39, 39] and not second[0, 0]
+    with pytest.raises(BrokenItem, match="each of its 2 frames"):
+        source.read(1, 40)
+
+
+def test_classes_are_known_by_what_their_file_says(three):
+    classes = three.parent / "classes.json"
+    prints = []
+    for ids in ([3, 5], [5, 3]):
+        classes.write_text(json.dumps([{"id": id, "name": "x"} for id in ids]))
+        prints.append(open_source({**OPTIONS, "path": str(three), "classes": str(classes)}).fingerprint())
+    (three.parent / "more").mkdir()
+    moved = classes.rename(three.parent / "more/classes.json")
+    prints.append(open_source({**OPTIONS, "path": str(three), "classes": str(moved)}).fingerprint())
+    assert prints[0] != prints[1] == prints[2]

@@ -264,3 +264,21 @@ def test_real_datasets_are_read_as_they_lie(name, units, channels):
     assert all(pictures.std() > 5 for pictures in item.channels.values())
     if name == "davis":
         assert set(np.unique(item.channels["segmentation"])) == {0, 255} and item.num_pictures == 16
+
+
+def test_mirrored_normals_point_the_other_way(tmp_path):
+    save(tmp_path / "images/a.png")
+    normals = np.zeros((12, 16, 3), np.uint8)
+    normals[:, :8] = (200, 128, 220)
+    save_as(tmp_path / "normals/a.png", normals)
+    plain, mirrored = (
+        item.channels["normal"][0]
+        for item in open_source({"path": str(tmp_path), "flip": True, "derived": []}).read(0, 16)
+    )
+    assert plain[4, 2].tolist() == [200, 128, 220] and mirrored[4, 13].tolist() == [55, 128, 220]
+    assert not mirrored[4, 2].any()
+
+
+def save_as(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)

@@ -186,7 +186,7 @@ def test_the_index_reads_headers_alone_once(tmp_path, monkeypatch, cache):
     copy = pickle.loads(pickle.dumps(first))  # as in a process on another machine
     assert copy.unit_id(3) == "a/3" and len(reads) == 2
     write_tar(path, {"1.png": picture()})
-    with pytest.raises(BrokenItem, match=r"a\.tar: has changed while it was read"):
+    with pytest.raises(BrokenItem, match=r"a\.tar: has changed since it was listed"):
         first.read(19, 8)
     assert len(open_tars(path)) == 1
     monkeypatch.setenv("LVM_CACHE", "/proc/nowhere")
