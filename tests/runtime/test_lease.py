@@ -101,6 +101,19 @@ def test_an_owner_on_another_host_is_believed_alive(tmp_path):
         RunLease(tmp_path)
 
 
+def test_a_task_of_another_host_is_followed_where_doing_it_twice_is_no_harm(tmp_path):
+    former = RunLease(tmp_path)
+    record = json.loads(former.path.read_text())
+    former.path.write_text(json.dumps({**record, "host": "elsewhere"}))
+    with pytest.raises(UserError, match="elsewhere"):
+        RunLease(tmp_path)
+    RunLease(tmp_path, over_hosts=True).check()
+    with pytest.raises(UserError, match="was taken over"):
+        former.check()
+    with pytest.raises(UserError, match="in use"):
+        RunLease(tmp_path, over_hosts=True)  # of this host, and alive
+
+
 def test_a_reboot_frees_the_lease(tmp_path):
     first = RunLease(tmp_path)
     first.path.write_text(json.dumps(json.loads(first.path.read_text()) | {"boot": "another-boot pid:[1]"}))

@@ -1,6 +1,6 @@
 """Stores made of stores: the same codes under the same names, no group on two sides, the same bytes each time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +168,20 @@ def test_a_damaged_shard_of_a_made_store_is_to_be_made_again(toy_store, tmp_path
     with pytest.raises(UserError, match=r"00001.tar is damaged; make the store again with `lvm store merge`"):
         verify(tmp_path / "out")
     assert TokenStore(tmp_path / "out").info["made_by"] == "merge"
+
+
+@dataclass(frozen=True)
+class Regrouped(ToySource):
+    """The same ids as views of other groups."""
+
+    key: str = "regrouped"
+
+    def read(self, i, size):
+        return [replace(item, view=item.view + 100, group="other") for item in super().read(i, size)]
+
+
+def test_views_of_two_groups_do_not_become_one_item(toy_store, vqgan, tmp_path):
+    again = build_store(Regrouped(4, 0), tmp_path / "again", vqgan, workers=0)
+    with pytest.raises(UserError, match="has another group or resize rule"):
+        merge(tmp_path / "out", [toy_store.path, again.path])
+    assert not (tmp_path / "out").exists()
