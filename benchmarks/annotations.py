@@ -137,7 +137,7 @@ def of_person(source: WorldSource, i: int, size: int) -> list[Drawing]:
         Drawing(
             "pose",
             skeletons.draw(people, LIMBS, np.zeros_like(photo)),
-            lambda p: {"pck": pck(skeletons.read(p, len(joints), len(LIMBS)), joints, reach)},
+            lambda p: {"pck": pck(skeletons.find(p, len(joints)), joints, reach)},
         ),
         Drawing(
             "keypoints",

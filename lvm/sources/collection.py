@@ -22,6 +22,7 @@ class CollectionConfig:
     sources: dict[str, Any]  # name: the options of a source, its kind among them
     root: str = ""  # folder that the sources' relative paths start from; the current one if empty
     name: str = "collection"
+    views: int | None = None  # of every source of files; null: each its own
 
 
 class CollectionSource:
@@ -50,6 +51,8 @@ class CollectionSource:
             ):
                 if options.get(key) and "://" not in str(options[key]):
                     options[key] = str(root / Path(str(options[key])).expanduser())
+            if config.views is not None and options.get("kind") != "world":
+                options["views"] = config.views
             if options.get("kind") == "collection":
                 options.setdefault("root", str(root))
             named = options if options.get("kind") == "world" else {**options, "name": name}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image, ImageFilter
 
 from lvm.pictures import skeletons
 from lvm.world.figures import LIMBS, sample_figure
@@ -114,3 +115,13 @@ def test_the_photo_stays_beside_the_skeleton():
 def test_nobody_is_an_empty_drawing():
     assert not skeletons.draw([], LSP, black(32)).any()
     assert not skeletons.draw([np.full((14, 2), np.nan)], LSP, black(32)).any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_joints_are_found_in_a_blurred_drawing(seed):
+    joints = apart(128, 14, seed)
+    drawn = skeletons.draw([joints], LSP, black(128))
+    blurred = np.asarray(Image.fromarray(drawn).filter(ImageFilter.GaussianBlur(1.5)))
+    assert np.median(np.abs(skeletons.find(blurred, 14) - joints).max(1)) <= 1.5
+    assert np.abs(skeletons.find(drawn, 14) - joints).max() <= 2
