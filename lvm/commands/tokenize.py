@@ -4,10 +4,11 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from lvm.runtime import UserError
+from lvm.runtime import UserError, atomic_write
 from lvm.sources import open_source
 from lvm.store import run_job
 from tokenizer import VQGAN
@@ -69,6 +70,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"{report.blank:,} items of one flat colour were left out; see {where}, or give --keep-blank")
     if report.broken:
         print(f"{len(report.broken)} of {len(source)} units could not be read; see {where}", file=sys.stderr)
+    if unmatched := getattr(source, "unmatched", []):
+        file = Path(arguments.store) / "unmatched.txt"
+        atomic_write(file, "".join(f"{line}\n" for line in unmatched))
+        print(f"{len(unmatched):,} pictures lack an annotation that others beside them have; see {file}")
     state = "complete" if report.complete else "waits for the shards of other tasks"
     print(f"{arguments.store}: {state}")
     return 0

@@ -85,6 +85,11 @@ class CollectionSource:
         part, unit = self._find(i)
         return f"{self._names[part]}/{self.sources[self._names[part]].unit_id(unit)}"
 
+    @property
+    def unmatched(self) -> list[str]:
+        parts = ((name, getattr(source, "unmatched", [])) for name, source in self.sources.items())
+        return [f"{name}/{line}" for name, lines in parts for line in lines]
+
     def fingerprint(self) -> str:
         parts = [f"{name} {source.fingerprint()}" for name, source in self.sources.items()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -72,6 +72,7 @@ class Unit:
     is_clip: bool
     channels: Mapping[str, tuple[str, ...]]  # channel -> a file for each frame; "image" is there if it can be read
     problem: str = ""  # why it cannot
+    lacks: tuple[str, ...] = ()  # annotations that others beside it have
 
 
 # Finding what is there.
@@ -169,7 +170,8 @@ def _picture_units(
         channels = {"image": (path,)}
         channels |= {name: (of[stem],) for name, of in annotations.items() if stem in of}
         id, folder = writable(home + stem), stem.rpartition("/")[0]
-        units.append(Unit(id, _group(id, config), folder and writable(home + folder), False, channels))
+        lacks = tuple(name for name in annotations if name not in channels)
+        units.append(Unit(id, _group(id, config), folder and writable(home + folder), False, channels, lacks=lacks))
     return units
 
 
@@ -194,7 +196,11 @@ def _clip_units(
                 if all(stem in of for stem in window):
                     channels[name] = tuple(of[stem] for stem in window)
             unit_id = id if len(starts) == 1 else f"{id}:{start}"
-            units.append(Unit(unit_id, _group(id, config), folder and writable(home + folder), True, channels))
+            label, lacks = (
+                folder and writable(home + folder),
+                tuple(name for name in annotations if name not in channels),
+            )
+            units.append(Unit(unit_id, _group(id, config), label, True, channels, lacks=lacks))
     return units
 
 
@@ -243,6 +249,11 @@ class PicturesSource:
 
     def unit_id(self, i: int) -> str:
         return self.units[i].id
+
+    @property
+    def unmatched(self) -> list[str]:
+        """Pictures and clips without an annotation that others beside them have, a line each."""
+        return [f"{unit.id}: no {', '.join(unit.lacks)}" for unit in self.units if unit.lacks]
 
     def fingerprint(self) -> str:
         options = {key: value for key, value in asdict(self.config).items() if key not in ("path", "name", "classes")}

@@ -29,7 +29,9 @@ def test_tokenize_then_ls_verify_and_inspect(photos, tokenizer_folder, tmp_path,
     store = tmp_path / "store"
     command = ["tokenize", str(photos), str(store), "--tokenizer", str(tokenizer_folder), "--workers", "1", "views=1"]
     assert run(command) == 0
-    assert "30 pictures encoded" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "30 pictures encoded" not in said and "3 pictures lack an annotation" in said
+    assert (store / "unmatched.txt").read_text().splitlines() == [f"dog/{i}: no segmentation" for i in (3, 4, 5)]
     assert len(TokenStore(store)) == 12 and TokenStore(store).labels == ("cat", "dog")
     assert run(command) == 0
     assert "no new work" in capsys.readouterr().out
