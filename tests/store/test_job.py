@@ -1,5 +1,6 @@
 """The bulk job: same bytes whatever happens, nothing lost silently, nothing foreign mixed in."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ from toy_source import ToySource
 
 from lvm.runtime import UserError
 from lvm.sources import Item
-from lvm.store import TokenStore, build_store, ensure_world_store, run_job, verify
+from lvm.store import TokenStore, build_store, ensure_world_store, job, run_job, verify
 from tokenizer import VQGAN
 
 
@@ -299,3 +300,19 @@ def test_units_that_yield_what_the_source_did_not_announce_are_a_bug(vqgan, tmp_
     with pytest.raises(ValueError, match=r"item 'a' has channels \['other'\]"):
         build_store(Surprising(), tmp_path / "s", vqgan, workers=0)
     assert not (tmp_path / "s" / "store.json").exists()
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_continues(vqgan, tmp_path, monkeypatch):
+    source, written = ToySource(20, 0), job.write_shard
+
+    def full(path, n, *rest):
+        if n == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written(path, n, *rest)
+
+    monkeypatch.setattr(job, "write_shard", full)
+    with pytest.raises(UserError, match=r"No space left on device.*the same command continues"):
+        build_store(source, tmp_path / "store", vqgan, shard_size=5, workers=0)
+    monkeypatch.setattr(job, "write_shard", written)
+    again = build_store(source, tmp_path / "store", vqgan, shard_size=5, workers=0)
+    assert again.fingerprint == build_store(source, tmp_path / "whole", vqgan, shard_size=5, workers=0).fingerprint
