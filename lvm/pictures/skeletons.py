@@ -1,7 +1,8 @@
 """Poses as skeletons: a dot for each joint, a bar for each limb, on black or over the photo.
 
 Joint k has full saturation and hue k / joints, limb k the hue of k / limbs at 60% of the brightness, as OpenPose draws
-them; every part has a colour of its own, so that the nearest colour still names it after a tokenizer has blurred it.
+them: every part has a colour of its own. `read` and `read_people` are for sharp drawings, `find` for what a tokenizer
+has blurred.
 """
 
 import colorsys
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
 LIMB_BRIGHTNESS = 0.6
 LEAST_BAR = 0.45  # how clear a bar must be to join two dots: 1 in full view, 0.5 below other bars
-# The joints of COCO and the limbs between them, as pairs of joint numbers (0 is the nose).
-COCO_LIMBS = ((15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9),
-              (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6))  # fmt: skip
 
 
 def _hues(number: int, brightness: float) -> "UInt8[np.ndarray, 'k 3']":

@@ -53,6 +53,9 @@ class BrokenItem(Exception):
         return f"{self.file}: {self.reason}"
 
 
+MAX_CHANNELS = 63  # of a source, and of a store: bits of a channel mask
+
+
 class Source(Protocol):
     """A source must survive pickling: bulk jobs read it in several processes."""
 
@@ -61,7 +64,7 @@ class Source(Protocol):
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Every channel it may yield; the order gives the bits of the channel mask. At most 63."""
+        """Every channel it may yield; the order gives the bits of the channel mask. At most `MAX_CHANNELS`."""
 
     def __len__(self) -> int:
         """Number of units."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lvm.runtime import UserError
-from lvm.sources.base import Item, Source
+from lvm.sources.base import MAX_CHANNELS, Item, Source
 from lvm.sources.pictures import CHANNELS
 
 # Options of any kind that name a file or a folder.
@@ -61,8 +61,8 @@ class CollectionSource:
             raise UserError("a collection needs `sources`: name: {kind: ..., path: ...}")
         found = {channel for source in self.sources.values() for channel in source.channels}
         self.channels = tuple([c for c in CHANNELS if c in found] + sorted(found - set(CHANNELS)))
-        if len(self.channels) > 63:
-            raise UserError(f"the sources have {len(self.channels)} channels together; a store holds 63")
+        if len(self.channels) > MAX_CHANNELS:
+            raise UserError(f"the sources have {len(self.channels)} channels together; a store holds {MAX_CHANNELS}")
         resizes = {getattr(source, "resize", "none") for source in self.sources.values()} - {"none"}
         self.resize = "+".join(sorted(resizes)) or "none"
         self.labels = tuple(

@@ -99,7 +99,7 @@ class _OfImage:
 
 @dataclass(frozen=True)
 class Photo(_OfImage):
-    """Smooth colours: photos, normals."""
+    """Smooth colours."""
 
     def draw(self, geometry: Geometry, size: int, photo: Any) -> "UInt8[np.ndarray, 'y x 3']":
         return decode.shrink(self.image, size, geometry, self.name)
@@ -168,14 +168,10 @@ class Depth(_OfImage):
     def draw(self, geometry: Geometry, size: int, photo: Any) -> "UInt8[np.ndarray, 'y x 3']":
         part = geometry.cut(self.image).resize((size, size), Image.Resampling.NEAREST)
         values = geometry.turn(np.asarray(part)).astype(np.float32)
-        known = values > 0
-        if not known.any():
-            return np.zeros((size, size, 3), np.uint8)
-        with np.errstate(divide="ignore"):
-            distance = 1 / values if self.disparity else values
-        near, far = (float(value) for value in np.percentile(distance[known], [2, 98]))
+        distance = depth.from_disparity(values) if self.disparity else values
+        near, far = depth.percentiles(distance)
         near, far = near if self.near is None else self.near, far if self.far is None else self.far
-        return depth.draw(np.where(known, distance, np.inf), near, max(far, near * 1.001))
+        return depth.draw(distance, near, max(far, near * 1.001))
 
 
 @dataclass(frozen=True)

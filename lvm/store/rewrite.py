@@ -16,6 +16,7 @@ import numpy as np
 
 from lvm.runtime import UserError, atomic_folder, write_json
 from lvm.runtime.hashing import seed_from, uniform
+from lvm.sources.base import MAX_CHANNELS
 from lvm.store.excluding import check_known
 from lvm.store.job import finish
 from lvm.store.remote import refuse_url
@@ -24,8 +25,6 @@ from lvm.store.store import TokenStore
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int64, UInt16
-
-MAX_CHANNELS = 63  # bits of a channel mask
 
 # What becomes one shard: items of some stores, in the order in which they are written.
 Part = list[tuple[TokenStore, "Int64[np.ndarray, 'items']"]]

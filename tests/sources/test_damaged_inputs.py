@@ -395,4 +395,5 @@ def test_damaged_tars(scale, tmp_path, smallest):
         damage = ["none", "truncated", "empty", "noise", "flipped"][n % 5]
         (folder / f"{n:03d}.tar").write_bytes(whole if damage == "none" else BAD[damage](rng, whole))
     (folder / "none.tar").write_bytes(tar_of(rng, 0))
-    account({"kind": "tars", "path": str(folder), "derived": []}, tmp_path / "store", smallest)
+    stored, broken = account({"kind": "tars", "path": str(folder), "derived": []}, tmp_path / "store", smallest)
+    assert stored and broken

@@ -13,7 +13,7 @@ from PIL import Image
 from lvm.pictures import segmentation
 from lvm.runtime import UserError, build
 from lvm.runtime.config_files import load_config
-from lvm.sources import BrokenItem, open_source, tar_index, tars
+from lvm.sources import BrokenItem, Item, open_source, tar_index, tars
 from lvm.sources.tars import TarsConfig, TarsSource, expand_braces, find_tars
 
 RNG = np.random.default_rng(0)
@@ -269,7 +269,8 @@ def test_scribbled_tars_never_give_another_error(tmp_path):
         for place in RNG.integers(0, len(whole), 30):
             scribbled[place] = RNG.integers(256)
         (tmp_path / "b.tar").write_bytes(scribbled[: RNG.integers(1, len(whole))])
-        outcomes(open_tars(str(tmp_path) + "/{a,b}.tar", channels={}))
+        found = outcomes(open_tars(str(tmp_path) + "/{a,b}.tar", channels={}))
+        assert all(isinstance(found[f"a/{n}"], Item) for n in range(6))  # the whole tar beside it is read all the same
 
 
 @pytest.mark.parametrize(
