@@ -275,6 +275,11 @@ class TokenPlan:
         """Reason -> items that no sentence may show, summed over entries."""
         return sum((Counter(entry.left_out) for entry in self.entries), Counter())
 
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Of the tokenizer that all stores were made with."""
+        return next(iter(self.stores.values())).tokenizer_fingerprint
+
     @cached_property
     def facts(self) -> dict[str, Any]:
         """All that decides the bytes of windows, as JSON; a refused resume shows which differ."""
