@@ -1,12 +1,24 @@
 """Recipes: how the pictures of one sentence are chosen and ordered. One file each, pure, known by name in a config."""
 
-from lvm.sentences.base import ANSWER, INPUT, PAD, ROLES, SPECIAL, Columns, Pictures, Recipe
+from lvm.sentences.base import (
+    ANSWER,
+    INPUT,
+    PAD,
+    ROLES,
+    SPECIAL,
+    Catalogue,
+    Columns,
+    Condition,
+    Kinds,
+    Pictures,
+    Recipe,
+)
 from lvm.sentences.pairs import Pairs
 from lvm.sentences.single import Single
 from lvm.sentences.verbatim import Verbatim
 from lvm.sentences.video import Video
 
-RECIPES: dict[str, type] = {"single": Single, "video": Video, "pairs": Pairs, "verbatim": Verbatim}
+RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (Single, Video, Pairs, Verbatim)}
 
 __all__ = [
     "ANSWER",
@@ -15,7 +27,10 @@ __all__ = [
     "RECIPES",
     "ROLES",
     "SPECIAL",
+    "Catalogue",
     "Columns",
+    "Condition",
+    "Kinds",
     "Pairs",
     "Pictures",
     "Recipe",

@@ -1,44 +1,78 @@
 """What a recipe is: a frozen dataclass of options that admits items and composes sentences from them.
 
 A recipe never reads a token. It sees the numeric columns of a store, says which items it can use, how many units
-(items or clips) a sentence takes, and for given units which picture stands where. A sentence is BOS, its pictures,
-EOS; all sentences of one recipe hold the same number of pictures, so their length is known without reading anything.
+(items or clips) a sentence takes and what these must agree on, and for given units which picture stands where. A
+sentence is BOS, its pictures, EOS; all sentences of one recipe hold the same number of pictures, so their length is
+known without reading anything.
 
 Axis letters: s sentences, m units of a sentence, p pictures of a sentence.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from lvm.runtime import UserError
+from lvm.runtime.hashing import hash64
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Int, Int8, UInt64
+    from jaxtyping import Bool, Int, Int8, Int64, UInt64
 
 ROLES = ("input", "answer", "special", "pad")
 INPUT, ANSWER, SPECIAL, PAD = range(4)  # the role of a token, in the order of ROLES
 
-Agree = Literal["none", "label", "view", "group"]  # the column that all units of one sentence share
+Agree = Literal["none", "label", "view", "group"]  # a column that units of one sentence share
 
 
-class Columns(Protocol):
-    """The numeric columns of a store, one value per item: all that a recipe sees. `TokenStore` is one."""
+class Kinds(Protocol):
+    """What kinds of items a whole store has: each pair of channels and number of pictures, once or more."""
 
     @property
     def channels(self) -> tuple[str, ...]: ...
     @property
-    def channel_mask(self) -> "Int[np.ndarray, 'items']": ...
+    def channel_mask(self) -> "Int[np.ndarray, 'kinds']": ...
+    @property
+    def num_pictures(self) -> "Int[np.ndarray, 'kinds']": ...
+
+
+class Columns(Protocol):
+    """The numeric columns of a run of neighbouring items of a store, one value an item."""
+
+    @property
+    def channels(self) -> tuple[str, ...]: ...
+    @property
+    def channel_mask(self) -> "Int[np.ndarray, 'items']":
+        """Bit c: channel c is in the item itself."""
+
     @property
     def num_pictures(self) -> "Int[np.ndarray, 'items']": ...
     @property
     def view(self) -> "Int[np.ndarray, 'items']": ...
     @property
-    def label(self) -> "Int[np.ndarray, 'items']": ...
+    def label(self) -> "Int[np.ndarray, 'items']":
+        """-1: none."""
+
     @property
     def group(self) -> "UInt64[np.ndarray, 'items']": ...
-    def has(self, channel: str) -> "Bool[np.ndarray, 'items']": ...
+    def has(self, channel: str) -> "Bool[np.ndarray, 'items']":
+        """Whether the channel is in the item itself or in its view 0."""
+
+
+class Catalogue(Protocol):
+    """What composing needs to know of a store."""
+
+    @property
+    def channels(self) -> tuple[str, ...]: ...
+    def num_pictures_of(self, items: "Int[np.ndarray, '*shape']") -> "Int64[np.ndarray, '*shape']": ...
+
+
+class Condition(NamedTuple):
+    """What an item must fulfil to be a unit."""
+
+    otherwise: str  # what is said of those that do not
+    holds: "Bool[np.ndarray, 'items']"
+    lacks: bool = False  # an item that does not lacks a channel: `missing: error` refuses it
 
 
 @dataclass(frozen=True)
@@ -50,39 +84,100 @@ class Pictures:
     frame: "Int[np.ndarray, 's p']"
 
 
-class Recipe(Protocol):
+class Recipe:
+    """Base of all recipes, which are frozen dataclasses; `pictures`, `roles`, `conditions` and `compose` are theirs."""
+
+    name: ClassVar[str]  # by which a config knows it
+
     @property
     def pictures(self) -> int:
         """Pictures in each sentence."""
+        raise NotImplementedError
 
     @property
     def units(self) -> int:
         """m, the units (items or clips) that each sentence takes."""
+        return 1
 
     @property
-    def agree(self) -> Agree: ...
+    def agree(self) -> Agree:
+        """The column whose value each `together` units in a row share."""
+        return "none"
+
+    @property
+    def together(self) -> int:
+        """Units in a row that agree; a divisor of `units`."""
+        return self.units
 
     def roles(self) -> "Int8[np.ndarray, 'p']":
         """The role of each picture's tokens: INPUT or ANSWER."""
+        raise NotImplementedError
 
-    def conditions(self, columns: Columns) -> "list[tuple[str, Bool[np.ndarray, 'items']]]":
-        """What an item must fulfil to be a unit, in order: (what is said of those that fail, who fulfils it)."""
+    def check(self, kinds: Kinds) -> None:
+        """Raise `UserError` for options that no item of the store allows."""
 
-    def compose(self, items: "Int[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", columns: Columns) -> Pictures:
+    def conditions(self, columns: Columns) -> list[Condition]:
+        """What an item must fulfil to be a unit, in the order in which it is counted."""
+        raise NotImplementedError
+
+    def compose(
+        self, items: "Int64[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", catalogue: Catalogue
+    ) -> Pictures:
         """The pictures of sentences whose units are `items`; `keys` is the noise of each draw."""
+        raise NotImplementedError
 
 
-def channel_bit(columns: Columns, channel: str) -> int:
-    if channel not in columns.channels:
-        raise UserError(f"unknown channel {channel!r}; this store holds {', '.join(columns.channels)}")
-    return columns.channels.index(channel)
+def channel_bit(known: tuple[str, ...], channel: str) -> int:
+    if channel not in known:
+        raise UserError(f"unknown channel {channel!r}; this store holds {', '.join(known)}")
+    return known.index(channel)
 
 
-def owns(columns: Columns, channel: str) -> "Bool[np.ndarray, 'items']":
+def owns(columns: Columns | Kinds, channel: str) -> "Bool[np.ndarray, 'items']":
     """Whether the channel is in the item itself, not only in its view 0."""
     mask = np.asarray(columns.channel_mask)
-    return (mask >> mask.dtype.type(channel_bit(columns, channel))) & mask.dtype.type(1) == 1
+    return (mask >> mask.dtype.type(channel_bit(columns.channels, channel))) & mask.dtype.type(1) == 1
 
 
-def not_in_views(columns: Columns, views: tuple[int, ...]) -> "Bool[np.ndarray, 'items']":
-    return ~np.isin(np.asarray(columns.view), np.asarray(views, dtype=np.int64))
+def not_in_views(columns: Columns, views: tuple[int, ...]) -> Condition:
+    return Condition("excluded view", ~np.isin(np.asarray(columns.view), np.asarray(views, dtype=np.int64)))
+
+
+def owned(columns: Columns, channel: str) -> Condition:
+    return Condition(f"no {channel} of their own", owns(columns, channel))
+
+
+def present(columns: Columns, channel: str) -> Condition:
+    """The channel is in the item or in its view 0."""
+    channel_bit(columns.channels, channel)
+    return Condition(f"no {channel}", np.asarray(columns.has(channel)), lacks=True)
+
+
+def stills(columns: Columns) -> Condition:
+    return Condition("clips", np.asarray(columns.num_pictures) == 1)
+
+
+def clips(columns: Columns, least: int, most: int | None = None) -> Condition:
+    """Items of at least so many pictures, and at most."""
+    count = np.asarray(columns.num_pictures)
+    if most is None:
+        return Condition(f"fewer than {least} frames", count >= least)
+    wanted = f"{least}" if least == most else f"{least} to {most}"
+    return Condition(f"not of {wanted} pictures", (count >= least) & (count <= most))
+
+
+def first_is_input(pictures: int) -> "Int8[np.ndarray, 'p']":
+    """Roles of a series: the first picture is given, each other answers those before it."""
+    return np.array([INPUT] + [ANSWER] * (pictures - 1), np.int8)
+
+
+def flip(keys: "UInt64[np.ndarray, 's']", number: int) -> "Bool[np.ndarray, 's']":
+    """A coin for each draw; `number` tells the coins of one recipe apart."""
+    return hash64(keys, number) % np.uint64(2) == 1
+
+
+def pick(
+    keys: "UInt64[np.ndarray, 's']", number: int, options: "Int64[np.ndarray, '*s'] | int"
+) -> "Int64[np.ndarray, 's']":
+    """A number from 0 to options - 1 for each draw."""
+    return (hash64(keys, number) % np.asarray(options).astype(np.uint64)).astype(np.int64)

@@ -1,40 +1,42 @@
 """single: one picture a sentence, BOS, picture, EOS (LVM's unlabelled images)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from lvm.sentences.base import INPUT, Agree, Columns, Pictures, channel_bit, owns
+from lvm.sentences.base import (
+    Catalogue,
+    Columns,
+    Condition,
+    Pictures,
+    Recipe,
+    channel_bit,
+    first_is_input,
+    owned,
+    stills,
+)
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Int, Int8, UInt64
+    from jaxtyping import Int8, Int64, UInt64
 
 
 @dataclass(frozen=True)
-class Single:
+class Single(Recipe):
+    name: ClassVar[str] = "single"
     channel: str = "image"  # which channel of an item is shown
 
     @property
     def pictures(self) -> int:
         return 1
 
-    @property
-    def units(self) -> int:
-        return 1
-
-    @property
-    def agree(self) -> Agree:
-        return "none"
-
     def roles(self) -> "Int8[np.ndarray, 'p']":
-        return np.array([INPUT], np.int8)
+        return first_is_input(1)
 
-    def conditions(self, columns: Columns) -> "list[tuple[str, Bool[np.ndarray, 'items']]]":
-        return [
-            (f"no {self.channel} of their own", owns(columns, self.channel)),
-            ("clips", np.asarray(columns.num_pictures) == 1),
-        ]
+    def conditions(self, columns: Columns) -> list[Condition]:
+        return [owned(columns, self.channel), stills(columns)]
 
-    def compose(self, items: "Int[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", columns: Columns) -> Pictures:
-        return Pictures(items, np.full_like(items, channel_bit(columns, self.channel)), np.zeros_like(items))
+    def compose(
+        self, items: "Int64[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", catalogue: Catalogue
+    ) -> Pictures:
+        return Pictures(items, np.full_like(items, channel_bit(catalogue.channels, self.channel)), np.zeros_like(items))

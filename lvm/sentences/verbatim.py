@@ -4,19 +4,30 @@ Items of any other number of pictures are left out: material of mixed length bec
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from lvm.runtime import UserError
-from lvm.sentences.base import ANSWER, INPUT, Agree, Columns, Pictures, channel_bit, owns
+from lvm.sentences.base import (
+    Catalogue,
+    Columns,
+    Condition,
+    Pictures,
+    Recipe,
+    channel_bit,
+    clips,
+    first_is_input,
+    owned,
+)
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Int, Int8, UInt64
+    from jaxtyping import Int8, Int64, UInt64
 
 
 @dataclass(frozen=True)
-class Verbatim:
+class Verbatim(Recipe):
+    name: ClassVar[str] = "verbatim"
     pictures: int = 16  # of each item, no more and no fewer
     channel: str = "image"
 
@@ -24,24 +35,15 @@ class Verbatim:
         if self.pictures < 1:
             raise UserError(f"verbatim.pictures is {self.pictures}; use 1 or more")
 
-    @property
-    def units(self) -> int:
-        return 1
-
-    @property
-    def agree(self) -> Agree:
-        return "none"
-
     def roles(self) -> "Int8[np.ndarray, 'p']":
-        return np.array([INPUT] + [ANSWER] * (self.pictures - 1), np.int8)
+        return first_is_input(self.pictures)
 
-    def conditions(self, columns: Columns) -> "list[tuple[str, Bool[np.ndarray, 'items']]]":
-        return [
-            (f"no {self.channel} of their own", owns(columns, self.channel)),
-            (f"not of {self.pictures} pictures", np.asarray(columns.num_pictures) == self.pictures),
-        ]
+    def conditions(self, columns: Columns) -> list[Condition]:
+        return [owned(columns, self.channel), clips(columns, self.pictures, self.pictures)]
 
-    def compose(self, items: "Int[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", columns: Columns) -> Pictures:
+    def compose(
+        self, items: "Int64[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", catalogue: Catalogue
+    ) -> Pictures:
         item = np.repeat(items, self.pictures, axis=1)  # s 1 -> s p
         frame = np.broadcast_to(np.arange(self.pictures), item.shape)
-        return Pictures(item, np.full_like(item, channel_bit(columns, self.channel)), frame)
+        return Pictures(item, np.full_like(item, channel_bit(catalogue.channels, self.channel)), frame)
