@@ -5,7 +5,7 @@ A recipe never reads a token. It sees the numeric columns of a store, says which
 sentence is BOS, its pictures, EOS; all sentences of one recipe hold the same number of pictures, so their length is
 known without reading anything.
 
-Axis letters: s sentences, m units of a sentence, p pictures of a sentence.
+Axis letters: s sentences, m units of a sentence, p pictures of a sentence, c channels and f frames of a unit.
 """
 
 from dataclasses import dataclass
@@ -166,18 +166,84 @@ def clips(columns: Columns, least: int, most: int | None = None) -> Condition:
     return Condition(f"not of {wanted} pictures", (count >= least) & (count <= most))
 
 
+def shown(columns: Columns, channels: tuple[str, ...], exclude_views: tuple[int, ...] = ()) -> list[Condition]:
+    """The item has all `channels`, one at least of its own: a view that only borrows them would repeat its view 0."""
+    own = np.logical_or.reduce([owns(columns, channel) for channel in channels])
+    match channels:
+        case (only,):
+            return [not_in_views(columns, exclude_views), owned(columns, only)]
+        case (first, second):
+            neither = f"neither {first} nor {second}"
+        case _:
+            neither = f"none of {', '.join(channels)}"
+    has_all = [present(columns, channel) for channel in channels]
+    return [not_in_views(columns, exclude_views), Condition(f"{neither} of their own", own), *has_all]
+
+
+def at_least(option: str, value: int, least: int) -> None:
+    """Raise `UserError` for a number that is too small; `option` is recipe.name."""
+    if value < least:
+        raise UserError(f"{option} is {value}; use {least} or more")
+
+
+def check_channels(option: str, channels: tuple[str, ...], least: int) -> None:
+    if len(channels) < least or len(set(channels)) < len(channels):
+        raise UserError(f"{option} is {list(channels)}; name {least} or more, each once")
+
+
 def first_is_input(pictures: int) -> "Int8[np.ndarray, 'p']":
     """Roles of a series: the first picture is given, each other answers those before it."""
     return np.array([INPUT] + [ANSWER] * (pictures - 1), np.int8)
 
 
-def flip(keys: "UInt64[np.ndarray, 's']", number: int) -> "Bool[np.ndarray, 's']":
+def bits(known: tuple[str, ...], channels: tuple[str, ...]) -> "Int64[np.ndarray, 'c']":
+    return np.array([channel_bit(known, channel) for channel in channels], np.int64)
+
+
+def arrange(
+    items: "Int64[np.ndarray, 's m']",
+    channels: "Int64[np.ndarray, '*s c']",
+    frames: "Int64[np.ndarray, 's m f'] | None" = None,
+    block: "Bool[np.ndarray, 's'] | bool" = False,
+) -> Pictures:
+    """Unit after unit, each in all its frames and channels: f1 a1 f2 a2 ..., or where `block` f1 f2 ... a1 a2 ...
+
+    Without `frames`: stills. `channels` are bit numbers, the same for all sentences or of each.
+    """
+    if frames is None:
+        frames = np.zeros((*items.shape, 1), np.int64)
+    shape = (*frames.shape, channels.shape[-1])  # s m f c
+
+    def laid_out(values: "Int64[np.ndarray, '*m f c']") -> "Int64[np.ndarray, 's p']":
+        by_frame = np.broadcast_to(values, shape)
+        by_channel = by_frame.swapaxes(2, 3)  # s m f c -> s m c f
+        rows = len(items), -1
+        return np.where(np.reshape(block, (-1, 1)), by_channel.reshape(rows), by_frame.reshape(rows))
+
+    of_units = items[:, :, None, None], channels[..., None, None, :], frames[..., None]
+    return Pictures(*map(laid_out, of_units))
+
+
+def unit_keys(keys: "UInt64[np.ndarray, 's']", number: int, units: int) -> "UInt64[np.ndarray, 's m']":
+    """Noise for each unit of each draw."""
+    return hash64(keys[:, None], number, np.arange(units))
+
+
+def ordered_choice(
+    keys: "UInt64[np.ndarray, 's']", number: int, options: int, choose: int
+) -> "Int64[np.ndarray, 's choose']":
+    """`choose` different numbers below `options` for each draw, each ordered choice as likely as any other."""
+    noise = hash64(keys[:, None], number, np.arange(options))
+    return np.argsort(noise, axis=1, kind="stable")[:, :choose]
+
+
+def flip(keys: "UInt64[np.ndarray, '*s']", number: int) -> "Bool[np.ndarray, '*s']":
     """A coin for each draw; `number` tells the coins of one recipe apart."""
     return hash64(keys, number) % np.uint64(2) == 1
 
 
 def pick(
-    keys: "UInt64[np.ndarray, 's']", number: int, options: "Int64[np.ndarray, '*s'] | int"
-) -> "Int64[np.ndarray, 's']":
+    keys: "UInt64[np.ndarray, '*s']", number: int, options: "Int64[np.ndarray, '*s'] | int"
+) -> "Int64[np.ndarray, '*s']":
     """A number from 0 to options - 1 for each draw."""
     return (hash64(keys, number) % np.asarray(options).astype(np.uint64)).astype(np.int64)

@@ -11,19 +11,17 @@ import numpy as np
 
 from lvm.runtime import UserError
 from lvm.sentences.base import (
-    ANSWER,
-    INPUT,
     Agree,
     Catalogue,
     Columns,
     Condition,
     Pictures,
     Recipe,
-    channel_bit,
+    arrange,
+    bits,
+    first_is_input,
     flip,
-    not_in_views,
-    owns,
-    present,
+    shown,
     stills,
 )
 
@@ -50,25 +48,15 @@ class Pairs(Recipe):
         return self.pictures // 2
 
     def roles(self) -> "Int8[np.ndarray, 'p']":
-        return np.tile(np.array([INPUT, ANSWER], np.int8), self.units)
+        return np.tile(first_is_input(2), self.units)
 
     def conditions(self, columns: Columns) -> list[Condition]:
-        # An item must own one of the two channels: a view that only borrows both would repeat its view 0.
-        either = owns(columns, self.input) | owns(columns, self.output)
-        return [
-            not_in_views(columns, self.exclude_views),
-            Condition(f"neither {self.input} nor {self.output} of their own", either),
-            present(columns, self.input),
-            present(columns, self.output),
-            stills(columns),
-        ]
+        return [*shown(columns, (self.input, self.output), self.exclude_views), stills(columns)]
 
     def compose(
         self, items: "Int64[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", catalogue: Catalogue
     ) -> Pictures:
-        item = np.repeat(items, 2, axis=1)  # s m -> s p
-        pair = np.array([channel_bit(catalogue.channels, c) for c in (self.input, self.output)], items.dtype)
-        channel = np.broadcast_to(np.tile(pair, self.units), item.shape)
+        pair = bits(catalogue.channels, (self.input, self.output))
         if self.either:
-            channel = np.where(flip(keys, 0)[:, None], np.tile(pair[::-1], self.units), channel)
-        return Pictures(item, channel, np.zeros_like(item))
+            pair = np.where(flip(keys, 0)[:, None], pair[::-1], pair)  # s 2
+        return arrange(items, pair)

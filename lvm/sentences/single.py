@@ -3,21 +3,21 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from lvm.sentences.base import (
     Catalogue,
     Columns,
     Condition,
     Pictures,
     Recipe,
-    channel_bit,
+    arrange,
+    bits,
     first_is_input,
     owned,
     stills,
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Int8, Int64, UInt64
 
 
@@ -39,4 +39,4 @@ class Single(Recipe):
     def compose(
         self, items: "Int64[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", catalogue: Catalogue
     ) -> Pictures:
-        return Pictures(items, np.full_like(items, channel_bit(catalogue.channels, self.channel)), np.zeros_like(items))
+        return arrange(items, bits(catalogue.channels, (self.channel,)))

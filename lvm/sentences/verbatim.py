@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from lvm.runtime import UserError
 from lvm.sentences.base import (
     Catalogue,
     Columns,
     Condition,
     Pictures,
     Recipe,
-    channel_bit,
+    arrange,
+    at_least,
+    bits,
     clips,
     first_is_input,
     owned,
@@ -32,8 +33,7 @@ class Verbatim(Recipe):
     channel: str = "image"
 
     def __post_init__(self) -> None:
-        if self.pictures < 1:
-            raise UserError(f"verbatim.pictures is {self.pictures}; use 1 or more")
+        at_least("verbatim.pictures", self.pictures, 1)
 
     def roles(self) -> "Int8[np.ndarray, 'p']":
         return first_is_input(self.pictures)
@@ -44,6 +44,5 @@ class Verbatim(Recipe):
     def compose(
         self, items: "Int64[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", catalogue: Catalogue
     ) -> Pictures:
-        item = np.repeat(items, self.pictures, axis=1)  # s 1 -> s p
-        frame = np.broadcast_to(np.arange(self.pictures), item.shape)
-        return Pictures(item, np.full_like(item, channel_bit(catalogue.channels, self.channel)), frame)
+        frames = np.broadcast_to(np.arange(self.pictures), (*items.shape, self.pictures))  # s m f
+        return arrange(items, bits(catalogue.channels, (self.channel,)), frames)

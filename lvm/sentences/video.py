@@ -1,7 +1,7 @@
 """video: consecutive frames of one clip at one of several strides, from a start drawn anew each time.
 
-As the reference does, the stride is shrunk to (N - 1) // (frames - 1) for a clip of N frames that is too short for it;
-clips shorter than `frames` are left out (the reference puts another clip in their place).
+Clips shorter than `frames` are left out (the reference puts another clip in their place); `lvm/sentences/frames.py`
+says what becomes of a stride that is too long for a clip.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from lvm.sentences.base import (
     Kinds,
     Pictures,
     Recipe,
-    channel_bit,
+    arrange,
+    bits,
     clips,
     first_is_input,
     flip,
     owned,
-    owns,
-    pick,
 )
+from lvm.sentences.frames import check_strides, drawn_frames, refuse_long_strides
 
 if TYPE_CHECKING:
     from jaxtyping import Int8, Int64, UInt64
@@ -41,7 +41,7 @@ class Video(Recipe):
     def __post_init__(self) -> None:
         if self.frames < 2:
             raise UserError(f"video.frames is {self.frames}; use 2 or more, or the recipe single")
-        check_strides("video", self.strides)
+        check_strides("video.strides", self.strides)
 
     @property
     def pictures(self) -> int:
@@ -62,34 +62,4 @@ class Video(Recipe):
         frame = drawn_frames(self.strides, self.frames, keys, catalogue.num_pictures_of(items[:, 0]))
         if self.reverse:
             frame = np.where(flip(keys, 2)[:, None], frame[:, ::-1], frame)
-        item = np.repeat(items, self.frames, axis=1)  # s 1 -> s p
-        return Pictures(item, np.full_like(item, channel_bit(catalogue.channels, self.channel)), frame)
-
-
-def check_strides(recipe: str, strides: tuple[int, ...]) -> None:
-    if not strides or min(strides) < 1:
-        raise UserError(f"{recipe}.strides is {list(strides)}; use numbers of 1 or more")
-
-
-def refuse_long_strides(strides: tuple[int, ...], frames: int, kinds: Kinds, channels: tuple[str, ...]) -> None:
-    """Raise `UserError` for a stride that every clip with these channels would have to shrink."""
-    own = np.logical_and.reduce([owns(kinds, channel) for channel in channels])
-    longest = int(np.asarray(kinds.num_pictures)[own].max(initial=0))
-    for stride in strides:
-        needed = (frames - 1) * stride + 1
-        if frames <= longest < needed:
-            raise UserError(
-                f"stride {stride} needs clips of {needed} pictures for {frames} frames, the longest "
-                f"holds {longest}; use strides up to {(longest - 1) // (frames - 1)}"
-            )
-
-
-def drawn_frames(
-    strides: tuple[int, ...], frames: int, keys: "UInt64[np.ndarray, 's']", length: "Int64[np.ndarray, 's']"
-) -> "Int64[np.ndarray, 's f']":
-    """`frames` frame numbers in clips of `length` pictures: a stride of `strides` and a start, by noise 0 and 1."""
-    gaps = frames - 1
-    drawn = np.asarray(strides, np.int64)[pick(keys, 0, len(strides))]
-    stride = np.minimum(drawn, (length - 1) // gaps)
-    start = pick(keys, 1, length - gaps * stride)
-    return start[:, None] + stride[:, None] * np.arange(frames)  # s f
+        return arrange(items, bits(catalogue.channels, (self.channel,)), frame[:, None])
