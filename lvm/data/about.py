@@ -1,12 +1,11 @@
 """What a plan says of itself: where the tokens of a window come from, what is in it, what decides its bytes."""
 
 import dataclasses
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lvm.data.config import PLAN_VERSION
+from lvm.data.config import PLAN_VERSION, make_recipe
 from lvm.sentences import ROLES
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def _picture(entry: "Entry", item: int, bit: int, frame: int, role: int) -> dict
     return {
         "item": item,
         "id": store.id(item),
-        "view": int(store.view[item]),
+        "view": store.view_of(item),
         "channel": channel,
         "frame": frame,
         "role": ROLES[role],
@@ -77,7 +76,7 @@ def describe(plan: "TokenPlan") -> list[dict[str, Any]]:
                     "entry": entry.name,
                     "source": entry.source,
                     "recipe": plan.config.entries[entry.name].recipe,
-                    "units": len(entry.units),
+                    "units": entry.num_units,
                     "sentences": entry.num_sentences,
                     "pictures": entry.recipe.pictures,
                     "tokens": entry.num_sentences * entry.length,
@@ -92,6 +91,32 @@ def describe(plan: "TokenPlan") -> list[dict[str, Any]]:
 
 def facts(plan: "TokenPlan") -> dict[str, Any]:
     """All that decides the bytes of windows. Paths are not among it."""
+    facts = _given(plan)
+    for entry in plan.entries:
+        facts["entries"][entry.name]["sentences"] = entry.num_sentences
+    facts["stages"] = [{"from_window": stage.first_window, "slots": stage.schedule.sha256} for stage in plan.stages]
+    return facts
+
+
+def identity(plan: "TokenPlan") -> dict[str, Any]:
+    """All that decides the tables of a plan, before they are made."""
+    config = plan.config
+    wishes = {
+        name: [config.entries[name].weight, config.entries[name].epochs, config.most_epochs(name)]
+        for name in config.used_entries()
+    }
+    strict = [name for name in config.used_entries() if config.entries[name].missing == "error"]
+    return {
+        **_given(plan),
+        "wishes": wishes,
+        "strict": strict,
+        "stages": [[stage.from_window, config.weights(number)] for number, stage in enumerate(config.stages)],
+        "mixture": [config.weights_by, config.total_tokens, config.period],
+    }
+
+
+def _given(plan: "TokenPlan") -> dict[str, Any]:
+    """What of the facts a config and its stores say by themselves."""
     config = plan.config
     return {
         "plan_version": PLAN_VERSION,
@@ -112,22 +137,14 @@ def facts(plan: "TokenPlan") -> dict[str, Any]:
             for name, store in plan.stores.items()
         },
         "entries": {
-            entry.name: {
-                "index": int(plan.index[row]),
-                "source": entry.source,
-                "recipe": config.entries[entry.name].recipe,
-                "options": _plain(dataclasses.asdict(entry.recipe)),  # type: ignore[call-overload]
-                "sentences": entry.num_sentences,
+            name: {
+                "index": int(index),
+                "source": config.entries[name].source,
+                "recipe": config.entries[name].recipe,
+                "options": _plain(dataclasses.asdict(make_recipe(config, name))),  # type: ignore[call-overload]
             }
-            for row, entry in enumerate(plan.entries)
+            for name, index in zip(config.used_entries(), plan.index)
         },
-        "stages": [
-            {
-                "from_window": stage.first_window,
-                "slots": hashlib.sha256(stage.schedule.slots.astype("<i2").tobytes()).hexdigest(),
-            }
-            for stage in plan.stages
-        ],
     }
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from lvm.runtime import UserError, build
 from lvm.sentences import RECIPES, Recipe
+from lvm.store import SimulatedConfig
 
 PLAN_VERSION = 1  # raised by any change that gives other windows for an equal config
 
@@ -27,13 +28,18 @@ class SourceConfig:
     exclude: str | None = None  # file of ids taken down, one a line, besides exclude.txt of the store
     exclude_views: tuple[int, ...] = ()  # views that no sentence may show (held-out latents)
     exclude_groups: tuple[str, ...] = ()  # groups held out by name, for a source of few groups
+    max_epochs: float | None = None  # of each of its entries that does not say itself
+    simulated: SimulatedConfig | None = None  # in place of a store: items that are not there, to plan with
 
 
 @dataclass(frozen=True)
 class EntryConfig:
     source: str  # a key of `sources`
-    recipe: str  # single, video, pairs or verbatim
-    weight: float  # share of the mixture, relative to the other entries; see `weights_by`
+    recipe: str  # one of lvm/sentences
+    weight: float | None = None  # share of the mixture, relative to the other entries; see `weights_by`
+    epochs: float | None = None  # in place of a weight: how often each of its sentences is seen in `total_tokens`
+    max_epochs: float | None = None  # no more of it than so often in `total_tokens`; the others share the rest
+    missing: Literal["skip", "error"] = "skip"  # items that lack a channel: left out and counted, or refused
     options: dict[str, Any] = field(default_factory=dict)  # of the recipe
 
 
@@ -52,6 +58,7 @@ class DataConfig:
     seed: int = 0  # of the order of everything
     held_out_per_mille: int = 10  # groups that are in no window: hash(group) mod 1000 below this
     weights_by: Literal["tokens", "sentences"] = "tokens"  # what the weights are shares of
+    total_tokens: float | None = None  # picture tokens of the whole run, which `epochs` and `max_epochs` refer to
     period: int = 4096  # sentences in which the mixture repeats; longer for entries of tiny weight
     shuffle_block: int = 65536  # neighbouring units shuffled together; smaller reads less of a source at a time
     stages: tuple[StageConfig, ...] = (StageConfig(0),)
@@ -74,8 +81,16 @@ class DataConfig:
                 )
             if entry.recipe not in RECIPES:
                 raise UserError(f"entry {name!r} has recipe {entry.recipe!r}; use one of {', '.join(RECIPES)}")
-            if entry.weight < 0:
-                raise UserError(f"entry {name!r} has weight {entry.weight:g}; use 0 (left out) or more")
+            if (entry.weight is None) == (entry.epochs is None):
+                raise UserError(f"entry {name!r} needs either weight or epochs")
+            for key in ("weight", "epochs"):
+                if (given := getattr(entry, key)) is not None and given < 0:
+                    raise UserError(f"entry {name!r} has {key} {given:g}; use 0 (left out) or more")
+            if (most := self.most_epochs(name)) is not None and most <= 0:
+                raise UserError(f"entry {name!r} has max_epochs {most:g}; use more than 0")
+        limited = [name for name in self.entries if self.entries[name].epochs is not None or self.most_epochs(name)]
+        if limited and len(self.stages) > 1:
+            raise UserError(f"entry {limited[0]!r} has epochs or max_epochs, which need a mixture without stages")
         starts = [stage.from_window for stage in self.stages]
         if starts[:1] != [0] or starts != sorted(set(starts)):
             raise UserError(f"data.stages start at windows {starts}; the first must be 0 and each later than the last")
@@ -89,10 +104,15 @@ class DataConfig:
             if not any(weight > 0 for weight in self.weights(number)):
                 raise UserError(f"no entry of data.stages[{number}] has a weight above 0")
 
+    def most_epochs(self, name: str) -> float | None:
+        """The entry's `max_epochs`, or its source's."""
+        own = self.entries[name].max_epochs
+        return self.sources[self.entries[name].source].max_epochs if own is None else own
+
     def weights(self, stage: int) -> list[float]:
-        """Weight of each entry in a stage."""
+        """Weight of each entry in a stage; its epochs where it has these."""
         own = self.stages[stage].weights
-        return [float(own.get(name, entry.weight)) for name, entry in self.entries.items()]
+        return [float(own.get(name, entry.weight or entry.epochs or 0)) for name, entry in self.entries.items()]
 
     def used_entries(self) -> list[str]:
         """Entries with a weight in some stage, in order."""

@@ -5,8 +5,9 @@ aligned  the sentences of one period are packed once into bins of T + 1 tokens; 
          i div W. A bin starts with BOS, its rest is PAD; a sentence of T + 2 tokens is written without its EOS.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -28,14 +29,45 @@ class Placed:
     start: "Int64[np.ndarray, 's']"
 
 
-class ConcatPacking:
-    def __init__(self, lengths: "Int64[np.ndarray, 'period']", seq_len: int):
-        self.seq_len = seq_len
-        self.starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        self.period, self.period_tokens = len(lengths), int(self.starts[-1])
-
+class Packing(Protocol):
     def written(self, length: int) -> int:
         """Tokens written of a sentence of `length` tokens."""
+
+    def place(self, window: int, n: int) -> Placed:
+        """The sentences of windows window .. window+n-1, in window order."""
+
+    def started(self, windows: int) -> tuple[int, "Int64[np.ndarray, 's']"]:
+        """Whole periods in the first `windows` windows, and the slots begun in the period after them."""
+
+    def waste(self) -> float:
+        """Share of a window's tokens that is PAD."""
+
+    def tables(self) -> dict[str, np.ndarray]:
+        """What was computed of the lengths, to be kept."""
+
+
+def make_packing(kind: str, lengths: "Int64[np.ndarray, 'period']", seq_len: int) -> Packing:
+    """`kind` is aligned or concat; aligned, no length may be over T + 2."""
+    if kind == "concat":
+        return ConcatPacking(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), seq_len)
+    return AlignedPacking(bin_slots(np.minimum(lengths, seq_len + 1), seq_len + 1), seq_len)
+
+
+def kept_packing(kind: str, tables: "Mapping[str, np.ndarray]", seq_len: int) -> Packing:
+    """From the tables of one that was made before."""
+    return ConcatPacking(tables["starts"], seq_len) if kind == "concat" else AlignedPacking(tables, seq_len)
+
+
+class ConcatPacking:
+    def __init__(self, starts: "Int64[np.ndarray, 'period+1']", seq_len: int):
+        """`starts`: token of the period where each sentence starts; the last, where the period ends."""
+        self.seq_len, self.starts = seq_len, starts
+        self.period, self.period_tokens = len(starts) - 1, int(starts[-1])
+
+    def tables(self) -> dict[str, np.ndarray]:
+        return {"starts": self.starts}
+
+    def written(self, length: int) -> int:
         return length
 
     def place(self, window: int, n: int) -> Placed:
@@ -49,29 +81,33 @@ class ConcatPacking:
         return period * self.period + int(np.searchsorted(self.starts, inside, side="right")) - 1
 
     def started(self, windows: int) -> tuple[int, "Int64[np.ndarray, 's']"]:
-        """Whole periods in the first `windows` windows, and the slots begun in the period after them."""
         last = self._sentence_at(windows * self.seq_len) if windows else -1
         periods, slots = divmod(last + 1, self.period)
         return periods, np.arange(slots)
 
     def waste(self) -> float:
-        """Share of a window's tokens that is PAD."""
         return 0.0
 
 
+def bin_slots(lengths: "Int64[np.ndarray, 'period']", size: int) -> dict[str, np.ndarray]:
+    """Which slots each bin of `size` tokens holds, and where: the tables of `AlignedPacking`."""
+    bins = pack_bins(lengths, size)
+    slots = np.argsort(bins, kind="stable")  # by bin, in schedule order inside
+    ordered, bins = lengths[slots], bins[slots]
+    before = np.cumsum(ordered) - ordered
+    first = np.searchsorted(bins, np.arange(int(bins[-1]) + 2))
+    offset = before - before[first[bins]]
+    return {"packed": slots, "offset": offset.astype(np.int32), "first": first, "filled": np.array(ordered.sum())}
+
+
 class AlignedPacking:
-    def __init__(self, lengths: "Int64[np.ndarray, 'period']", seq_len: int):
-        """All `lengths` are at most T + 2."""
-        self.seq_len, self.period = seq_len, len(lengths)
-        lengths = np.minimum(lengths, seq_len + 1)
-        self.bin = pack_bins(lengths, seq_len + 1)
-        self.num_bins = int(self.bin.max()) + 1
-        self.slots = np.argsort(self.bin, kind="stable")  # by bin, in schedule order inside
-        ordered = lengths[self.slots]
-        before = np.cumsum(ordered) - ordered
-        self.first = np.searchsorted(self.bin[self.slots], np.arange(self.num_bins + 1))
-        self.offset = before - before[self.first[self.bin[self.slots]]]
-        self.filled = int(lengths.sum())
+    def __init__(self, tables: "Mapping[str, np.ndarray]", seq_len: int):
+        self.seq_len, self._tables = seq_len, dict(tables)
+        self.slots, self.offset, self.first = tables["packed"], tables["offset"], tables["first"]
+        self.period, self.num_bins, self.filled = len(self.slots), len(self.first) - 1, int(tables["filled"])
+
+    def tables(self) -> dict[str, np.ndarray]:
+        return self._tables
 
     def written(self, length: int) -> int:
         return min(length, self.seq_len + 1)
@@ -81,7 +117,8 @@ class AlignedPacking:
         count = self.first[bin + 1] - self.first[bin]
         row = np.repeat(np.arange(n), count)  # window of each sentence
         place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count) + self.first[bin][row]
-        return Placed(period[row] * self.period + self.slots[place], row * (self.seq_len + 1) + self.offset[place])
+        start = row * (self.seq_len + 1) + self.offset[place]
+        return Placed(period[row] * self.period + self.slots[place], start)
 
     def started(self, windows: int) -> tuple[int, "Int64[np.ndarray, 's']"]:
         periods, bins = divmod(windows, self.num_bins)

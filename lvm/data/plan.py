@@ -18,17 +18,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lvm.data import about
-from lvm.data.config import DataConfig, data_config
-from lvm.data.entries import Draws, Entry, open_entries
-from lvm.data.packing import AlignedPacking, ConcatPacking, Placed
-from lvm.data.schedule import Schedule, make_schedule, sentence_shares, slot_counts
+from lvm.data.config import DataConfig, data_config, make_recipe
+from lvm.data.entries import Draws, Entry
+from lvm.data.kept import LEAST_KEPT, Tables, kept
+from lvm.data.mixture import Wish, sentence_shares
+from lvm.data.packing import ConcatPacking, Packing, Placed, kept_packing, make_packing
+from lvm.data.schedule import Schedule, make_schedule, slot_counts
+from lvm.data.units import Marks, Units, find_units
 from lvm.runtime import UserError
 from lvm.runtime.hashing import seed_from
 from lvm.sentences import PAD, ROLES, SPECIAL, Pictures
-from lvm.store import TokenStore
+from lvm.store import SimulatedStore, TokenStore
 
 if TYPE_CHECKING:
     from jaxtyping import Int8, Int16, Int64
+
+    from lvm.data.units import Store
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Window:
 class Stage:
     first_window: int
     schedule: Schedule
-    packing: ConcatPacking | AlignedPacking
+    packing: Packing
     draws_before: "Int64[np.ndarray, 'entries']"  # draws of each entry in the stages before
 
 
@@ -58,9 +63,9 @@ class Sentences:
 
 
 class TokenPlan:
-    """Build with `from_config`. Cheap to pickle as long as its stores are."""
+    """Build with `from_config`. Pickled, it is opened anew from its config and stores."""
 
-    def __init__(self, config: DataConfig, stores: "Mapping[str, TokenStore]"):
+    def __init__(self, config: DataConfig, stores: "Mapping[str, Store]"):
         self.config = config
         self.stores = dict(stores)
         first = next(iter(self.stores.values()))
@@ -68,18 +73,38 @@ class TokenPlan:
         self.bos, self.eos, self.pad = self.num_codes, self.num_codes + 1, self.num_codes + 2
         self.seq_len = config.seq_len
         self.names, used = tuple(config.entries), config.used_entries()
-        opened = {entry.name: entry for entry in open_entries(config, self.stores, used)}
-        self.entries: list[Entry] = list(opened.values())
         # `source` is the place in the config, which entries of weight 0 keep.
         self.index = np.array([self.names.index(name) for name in used])
-        self.draws = Draws(self.entries, config.seed, config.shuffle_block)
-        self.stages = self._make_stages()
+        recipes = {name: make_recipe(config, name) for name in used}
+        self._refuse_long_sentences({name: recipe.pictures for name, recipe in recipes.items()})
+        if sum(map(len, self.stores.values())) + config.period * len(config.stages) < LEAST_KEPT:
+            tables, said = self._make_tables()
+        else:
+            tables, said = kept(about.identity(self), self._make_tables)
+        units = _units(tables, said)
+        self.draws = Draws(used, list(recipes.values()), units, config.seed, config.shuffle_block)
+        self.entries = [
+            Entry(
+                name,
+                config.entries[name].source,
+                recipe,
+                self.stores[config.entries[name].source],
+                int(units.count[row]),
+                int(self.draws.num_sentences[row]),
+                said["left_out"][row],
+            )
+            for row, (name, recipe) in enumerate(recipes.items())
+        ]
+        self.stages = [self._stage(number, tables, said) for number in range(len(config.stages))]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenPlan, (self.config, self.stores)
 
     @classmethod
     def from_config(
         cls,
         config: DataConfig | Mapping[str, Any],
-        stores: "Mapping[str, TokenStore] | None" = None,
+        stores: "Mapping[str, Store] | None" = None,
         tokenizer_fingerprint: str | None = None,
     ) -> "TokenPlan":
         """A plan over the stores that the config names, or over `stores` (source -> opened store) in their place.
@@ -89,13 +114,15 @@ class TokenPlan:
         one than `tokenizer_fingerprint`, an empty source, an unknown channel, a context too short for a sentence.
         """
         config = data_config(config)
-        opened: dict[str, TokenStore] = {}
+        opened: dict[str, Any] = {}
         for name in dict.fromkeys(config.entries[entry].source for entry in config.used_entries()):
-            folder, exclude = config.sources[name].store, config.sources[name].exclude
+            source = config.sources[name]
             if stores is not None and name in stores:
                 opened[name] = stores[name]
-            elif folder:
-                opened[name] = TokenStore(folder, exclude)
+            elif source.simulated:
+                opened[name] = SimulatedStore(name, source.simulated)
+            elif source.store:
+                opened[name] = TokenStore(source.store, source.exclude)
             else:
                 raise UserError(
                     f"source {name!r} has no store; set data.sources.{name}.store=FOLDER (see lvm tokenize)"
@@ -103,34 +130,92 @@ class TokenPlan:
         _check_tokenizers(opened, tokenizer_fingerprint)
         return cls(config, opened)
 
-    def _make_stages(self) -> list[Stage]:
-        config, stages = self.config, []
-        lengths = np.array([entry.length for entry in self.entries], np.int64)
-        packing_type = AlignedPacking if config.packing == "aligned" else ConcatPacking
-        if config.packing == "aligned":
-            for entry in self.entries:
-                if entry.length > self.seq_len + 2:
-                    raise UserError(
-                        f"entry {entry.name!r} has sentences of {entry.length - 2} picture tokens, which do not fit "
-                        f"data.seq_len={self.seq_len} when aligned; use data.seq_len={entry.length - 2}, fewer "
-                        "pictures or data.packing=concat"
-                    )
-        draws_before = np.zeros(len(self.entries), np.int64)
-        for number, stage in enumerate(config.stages):
-            weights = np.array(config.weights(number))[self.index]
-            shares = sentence_shares(weights, [entry.recipe.pictures for entry in self.entries], config.weights_by)
-            counts = slot_counts(shares, config.period, [entry.name for entry in self.entries])
-            schedule = make_schedule(counts, seed_from("schedule", config.seed, number))
-            packing = packing_type(lengths[schedule.slots], config.seq_len)
-            stages.append(Stage(stage.from_window, schedule, packing, draws_before))
-            if number + 1 < len(config.stages):
-                periods, slots = packing.started(config.stages[number + 1].from_window - stage.from_window)
-                draws = periods * counts
-                np.maximum.at(
-                    draws, schedule.slots[slots], (periods * counts)[schedule.slots[slots]] + schedule.rank[slots] + 1
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Of the tokenizer that made all its stores."""
+        return next(iter(self.stores.values())).tokenizer_fingerprint
+
+    # Tables: computed once, kept where they are large.
+
+    def _refuse_long_sentences(self, pictures: Mapping[str, int]) -> None:
+        for name, count in pictures.items():
+            if self.config.packing == "aligned" and (tokens := count * self.tokens_per_picture) > self.seq_len:
+                raise UserError(
+                    f"entry {name!r} has sentences of {tokens} picture tokens, which do not fit data.seq_len="
+                    f"{self.seq_len} when aligned; use data.seq_len={tokens}, fewer pictures or data.packing=concat"
                 )
-                draws_before = draws_before + draws
-        return stages
+
+    def _make_tables(self) -> tuple[Tables, Any]:
+        """All arrays that the plan needs, and what is said of them as JSON."""
+        config, names = self.config, self.config.used_entries()
+        units = find_units(config, self.stores, names)
+        recipes = [make_recipe(config, name) for name in names]
+        draws = Draws(names, recipes, units, config.seed, config.shuffle_block)
+        lengths = np.array([recipe.pictures for recipe in recipes]) * self.tokens_per_picture + 2
+        tables: Tables = {
+            "count": units.count,
+            "num_groups": units.num_groups,
+            "group_size": units.group_size,
+            "items": units.items,
+        }
+        for row, marks in units.marks.items():
+            tables |= {f"marks-{row}-words": marks.words, f"marks-{row}-before": marks.before}
+        draws_before = np.zeros(len(names), np.int64)
+        slots = []
+        for number, stage in enumerate(config.stages):
+            shares = self._shares(number, recipes, draws.num_sentences)
+            counts = slot_counts(shares, config.period, names)
+            schedule = make_schedule(counts, seed_from("schedule", config.seed, number))
+            packing = make_packing(config.packing, lengths[schedule.slots], config.seq_len)
+            tables |= {
+                f"stage-{number}-{name}": table
+                for name, table in {
+                    "slots": schedule.slots,
+                    "rank": schedule.rank,
+                    "counts": counts,
+                    "draws-before": draws_before,
+                    **packing.tables(),
+                }.items()
+            }
+            slots.append(schedule.sha256)
+            if number + 1 < len(config.stages):
+                windows = config.stages[number + 1].from_window - stage.from_window
+                draws_before = draws_before + _drawn(schedule, packing, windows)
+        said = {
+            "left_out": [dict(reasons) for reasons in units.left_out],
+            "marked": sorted(units.marks),
+            "slots": slots,
+        }
+        return tables, said
+
+    def _shares(self, number: int, recipes: Any, num_sentences: "Int64[np.ndarray, 'entries']") -> Any:
+        """Share of sentences of each entry in a stage."""
+        config, wishes = self.config, []
+        weights = dict(zip(config.entries, config.weights(number)))
+        for name, recipe, sentences in zip(config.used_entries(), recipes, num_sentences.tolist()):
+            entry, tokens = config.entries[name], sentences * recipe.pictures * self.tokens_per_picture
+            by_epochs = entry.epochs is not None
+            wishes.append(
+                Wish(
+                    name,
+                    recipe.pictures,
+                    tokens,
+                    None if by_epochs else weights[name],
+                    entry.epochs,
+                    None if by_epochs else config.most_epochs(name),
+                )
+            )
+        return sentence_shares(wishes, config.weights_by, config.total_tokens)
+
+    def _stage(self, number: int, tables: Tables, said: Any) -> Stage:
+        mine = {
+            name.removeprefix(f"stage-{number}-"): table
+            for name, table in tables.items()
+            if name.startswith(f"stage-{number}-")
+        }
+        schedule = Schedule(mine["slots"], mine["rank"], mine["counts"], said["slots"][number])
+        packing = kept_packing(self.config.packing, mine, self.seq_len)
+        return Stage(self.config.stages[number].from_window, schedule, packing, mine["draws-before"])
 
     # Windows.
 
@@ -190,21 +275,17 @@ class TokenPlan:
         sentences, width = self.sentences(stage, window, n), self.seq_len + 1
         concat = isinstance(stage.packing, ConcatPacking)
         size = n * self.seq_len + 1 if concat else n * width
-        margin = max(entry.length for entry in self.entries) if concat else 0  # sentences may stick out at both ends
+        start, length = sentences.placed.start, self._lengths[sentences.entry]
+        written = np.minimum(length, width) if not concat else length
+        # Sentences of a concat window stick out at both ends: pictures are cut where the margins are cut off.
+        margin = int(length.max()) if concat else 0
         tokens = np.full(size + 2 * margin, self.pad, np.int64)
-        source = np.full(size + 2 * margin, -1, np.int16)
-        role = np.full(size + 2 * margin, PAD, np.int8)
-        composed = list(self.compose(sentences.entry, sentences.draw))
-        for (row, here, _), codes in zip(composed, self._codes(composed)):
-            entry = self.entries[row]
-            written = stage.packing.written(entry.length)
-            places = sentences.placed.start[here][:, None] + (np.arange(written) + margin)
-            sentence = np.empty((len(here), entry.length), np.int64)
-            sentence[:, 0], sentence[:, -1] = self.bos, self.eos
-            sentence[:, 1:-1] = codes
-            tokens[places] = sentence[:, :written]
-            source[places] = self.index[row]
-            role[places] = self._roles[row][:written]
+        runs = np.lib.stride_tricks.sliding_window_view(tokens, self.tokens_per_picture, writeable=True)
+        for name, pictures, place in self._shown(sentences, start + margin + 1, margin, margin + size):
+            runs[place] = self.stores[name].pictures(*pictures)
+        tokens[start + margin] = self.bos
+        tokens[(start + margin + length - 1)[written == length]] = self.eos
+        source, role = self._marked(sentences.entry, start + margin, written, size + 2 * margin)
         fields = (tokens, source, role)
         if concat:
             cut = (
@@ -214,25 +295,58 @@ class TokenPlan:
             return Window(*(np.ascontiguousarray(view) for view in cut))
         return Window(*(f.reshape(n, width) for f in fields))
 
-    def _codes(self, composed: "list[tuple[int, Any, Pictures]]") -> "list[Int64[np.ndarray, 's t']]":
-        """The codes of each group of sentences, all pictures of one store gathered at once."""
-        codes: list[Any] = [None] * len(composed)
-        for name, store in self.stores.items():
-            mine = [i for i, (row, _, _) in enumerate(composed) if self.entries[row].source == name]
-            if not mine:
-                continue
-            pictures = [composed[i][2] for i in mine]
-            flat = (np.concatenate([getattr(p, f).reshape(-1) for p in pictures]) for f in ("item", "channel", "frame"))
-            gathered = store.pictures(*flat)
-            first = 0
-            for i, p in zip(mine, pictures):
-                codes[i] = gathered[first : first + p.item.size].reshape(len(p.item), -1)
-                first += p.item.size
-        return codes
+    def _shown(
+        self, sentences: Sentences, first: "Int64[np.ndarray, 's']", least: int, most: int
+    ) -> "Iterator[tuple[str, list[Any], Int64[np.ndarray, 'p']]]":
+        """(source, (items, channels, frames), place of their first token) of the pictures that lie in least..most-1.
+
+        `first` is the place of each sentence's first picture. All pictures of one source come together.
+        """
+        t = self.tokens_per_picture
+        of_source: dict[str, list[Any]] = {}
+        for row, here, shown in self.compose(sentences.entry, sentences.draw):
+            place = first[here][:, None] + t * np.arange(shown.item.shape[1])
+            four = (shown.item, shown.channel, shown.frame, place)
+            of_source.setdefault(self.entries[row].source, []).append([one.reshape(-1) for one in four])
+        for name, parts in of_source.items():
+            *pictures, place = parts[0] if len(parts) == 1 else [np.concatenate(column) for column in zip(*parts)]
+            seen = (place + t > least) & (place < most)
+            if not seen.all():
+                pictures, place = [one[seen] for one in pictures], place[seen]
+            yield name, pictures, place
+
+    def _marked(self, entry: Any, start: Any, written: Any, size: int) -> "tuple[Any, Any]":
+        """Source and role of each token of a buffer, from where its sentences lie in it."""
+        source, role = np.full(size, -1, np.int16), np.full(size, PAD, np.int8)
+        if len(entry) == 0:
+            return source, role
+        of_entry = [self.entries[row].roles for row in entry.tolist()]
+        if (start[1:] == (start + written)[:-1]).all():  # no gap: one piece
+            first, end = int(start[0]), int(start[-1] + written[-1])
+            source[first:end] = np.repeat(self.index[entry].astype(np.int16), written)
+            role[first:end] = np.concatenate([roles[:w] for roles, w in zip(of_entry, written.tolist())])
+            return source, role
+        for at, count, index, roles in zip(start.tolist(), written.tolist(), self.index[entry].tolist(), of_entry):
+            source[at : at + count] = index
+            role[at : at + count] = roles[:count]
+        return source, role
 
     @cached_property
-    def _roles(self) -> "list[Int8[np.ndarray, 'length']]":
-        return [entry.roles() for entry in self.entries]
+    def _lengths(self) -> "Int64[np.ndarray, 'entries']":
+        return np.array([entry.length for entry in self.entries], np.int64)
+
+    def shards(self, i: int, n: int) -> "list[tuple[str, int]]":
+        """(source, shard) that windows i .. i+n-1 are read from, in the order of their first use. Reads no token."""
+        found: dict[tuple[str, int], None] = {}
+        for stage, window, count in self.by_stage(i, n):
+            sentences = self.sentences(stage, window, count)
+            size = count * self.seq_len + 1
+            uses = []
+            for name, (items, channels, _), place in self._shown(sentences, sentences.placed.start + 1, 0, size):
+                shard, first = np.unique(self.stores[name].shards_of(items, channels), return_index=True)
+                uses += [(int(p), name, int(s)) for p, s in zip(place[first], shard)]
+            found |= dict.fromkeys((name, shard) for _, name, shard in sorted(uses))
+        return list(found)
 
     # What the plan says of itself.
 
@@ -248,7 +362,7 @@ class TokenPlan:
             concat = isinstance(stage.packing, ConcatPacking)
             first, end = (1, count * self.seq_len + 1) if concat else (0, count * (self.seq_len + 1))
             for row in np.unique(sentences.entry):
-                roles = self._roles[row][: stage.packing.written(self.entries[row].length)]
+                roles = self.entries[row].roles[: stage.packing.written(self.entries[row].length)]
                 before = np.zeros((len(roles) + 1, len(ROLES)), np.int64)  # tokens of each role before a place
                 before[1:] = np.cumsum(roles[:, None] == np.arange(len(ROLES)), axis=0)
                 mine = start[sentences.entry == row]
@@ -275,11 +389,6 @@ class TokenPlan:
         """Reason -> items that no sentence may show, summed over entries."""
         return sum((Counter(entry.left_out) for entry in self.entries), Counter())
 
-    @property
-    def tokenizer_fingerprint(self) -> str:
-        """Of the tokenizer that all stores were made with."""
-        return next(iter(self.stores.values())).tokenizer_fingerprint
-
     @cached_property
     def facts(self) -> dict[str, Any]:
         """All that decides the bytes of windows, as JSON; a refused resume shows which differ."""
@@ -291,7 +400,21 @@ class TokenPlan:
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
 
 
-def _check_tokenizers(stores: "Mapping[str, TokenStore]", expected: str | None) -> None:
+def _units(tables: Tables, said: Any) -> Units:
+    marks = {row: Marks(tables[f"marks-{row}-words"], tables[f"marks-{row}-before"]) for row in said["marked"]}
+    return Units(tables["count"], tables["num_groups"], tables["group_size"], tables["items"], marks, said["left_out"])
+
+
+def _drawn(schedule: Schedule, packing: Packing, windows: int) -> "Int64[np.ndarray, 'entries']":
+    """Draws of each entry in the first `windows` windows of a stage."""
+    periods, slots = packing.started(windows)
+    draws = periods * schedule.counts
+    begun = schedule.slots[slots]
+    np.maximum.at(draws, begun, (periods * schedule.counts)[begun] + schedule.rank[slots] + 1)
+    return draws
+
+
+def _check_tokenizers(stores: "Mapping[str, Store]", expected: str | None) -> None:
     first_name, first = next(iter(stores.items()))
     for name, store in stores.items():
         if expected is not None and store.tokenizer_fingerprint != expected:

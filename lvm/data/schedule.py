@@ -1,12 +1,13 @@
-"""From weights to the slots of one period: which entry each sentence belongs to.
+"""From shares to the slots of one period: which entry each sentence belongs to.
 
-A period of P sentences is drawn up once and repeated for ever; each entry is within one sentence of its weight in it
+A period of P sentences is drawn up once and repeated for ever; each entry is within one sentence of its share in it
 and has at least one.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from lvm.runtime import UserError
 from lvm.runtime.hashing import uniform
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64, Int16, Int64
+    from jaxtyping import Float64, Int16, Int32, Int64
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,9 @@ class Schedule:
     """Slot -> entry and the how-manieth sentence of that entry in the period it is."""
 
     slots: "Int16[np.ndarray, 'period']"
-    rank: "Int64[np.ndarray, 'period']"
+    rank: "Int32[np.ndarray, 'period']"
     counts: "Int64[np.ndarray, 'entries']"
-
-
-def sentence_shares(weights: Any, pictures: Sequence[int], weights_by: str) -> "Float64[np.ndarray, 'entries']":
-    """Shares of sentences that give `weights` as shares of picture tokens ("tokens") or of sentences ("sentences")."""
-    shares = np.asarray(weights, np.float64)
-    if weights_by == "tokens":
-        shares = shares / np.asarray(pictures, np.float64)
-    return shares / shares.sum()
+    sha256: str  # of the slots
 
 
 def slot_counts(
@@ -54,8 +48,10 @@ def slot_counts(
 
 def make_schedule(counts: "Int64[np.ndarray, 'entries']", seed: int) -> Schedule:
     """Each entry's sentences spread evenly: the r-th of c is drawn inside the r-th of c equal parts of the period."""
-    entry = np.repeat(np.arange(len(counts)), counts)
+    entry = np.repeat(np.arange(len(counts), dtype=np.int16), counts)
     rank = np.arange(len(entry)) - np.repeat(np.cumsum(counts) - counts, counts)
     place = (rank + uniform(seed, entry, rank)) / counts[entry]
     order = np.argsort(place, kind="stable")
-    return Schedule(entry[order].astype(np.int16), rank[order].astype(np.int64), np.asarray(counts, np.int64))
+    slots = entry[order]
+    sha256 = hashlib.sha256(slots.astype("<i2").tobytes()).hexdigest()
+    return Schedule(slots, rank[order].astype(np.int32), np.asarray(counts, np.int64), sha256)

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lvm.store.excluding import exclude
+from lvm.store.simulated import SimulatedConfig, SimulatedStore
 from lvm.store.store import TokenStore
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _LATER = {
 
 __all__ = [
     "JobReport",
+    "SimulatedConfig",
+    "SimulatedStore",
     "TokenStore",
     "build_store",
     "ensure_world_store",

@@ -17,12 +17,14 @@ import numpy as np
 
 from lvm.runtime import UserError, read_json
 from lvm.store import layout
+from lvm.store.columns import Blocks, ItemColumns, base_within
 from lvm.store.remote import RemoteFolder, is_url
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int, Int32, Int64, UInt16, UInt32, UInt64
 
 KEPT_STRINGS = 16  # shards whose strings stay in memory
+KEPT_BASES = 256  # shards of which it is remembered where each item's view 0 is
 KEPT_REMOTE_TARS = 64  # shards that stay mapped, and so in the cache; of a store on this machine see `kept_tars`
 
 
@@ -72,6 +74,7 @@ class TokenStore:
         self._mapping = threading.Lock()
         self._fetched: set[str] = set()
         self._rows: dict[int, np.ndarray] = {}
+        self._base: dict[int, np.ndarray] = {}
         self._strings: dict[int, list[dict[str, Any]]] = {}
 
     def __len__(self) -> int:
@@ -87,61 +90,92 @@ class TokenStore:
         parts = [self.tokenizer_fingerprint, *(sha256 for _, sha256 in self.shards)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    # Columns over items.
+    # Columns.
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """All blocks; what a recipe asks of a whole store, too (`lvm.sentences.Kinds`)."""
+        mask, num_pictures, rows, offset = (self._whole(name) for name in layout.BLOCK_COLUMNS)
+        counts = [shard["blocks"] for shard in self.info["shards"]]
+        return Blocks.of(self.channels, counts, mask, num_pictures, rows, offset)
+
+    def columns(self, start: int = 0, stop: int | None = None) -> ItemColumns:
+        """The columns of items start .. stop-1."""
+        return ItemColumns(self, start, len(self) if stop is None else stop)
+
+    def column(self, name: str, start: int, stop: int) -> np.ndarray:
+        """One column of `layout.ITEM_COLUMNS` for items start .. stop-1, as the shards have it."""
+        self._fetch("index")
+        parts = []
+        if start < stop:
+            for shard in range(self.shard_of(start), self.shard_of(stop - 1) + 1):
+                first = int(self._first_item[shard])
+                part = layout.load_column(self.path, self.shards[shard][0], name)
+                parts.append(part[max(start - first, 0) : stop - first])
+        return _joined(parts, layout.ITEM_COLUMNS[name])
 
     @cached_property
     def item(self) -> "UInt32[np.ndarray, 'items']":
         """Number of the item's id: views of one id share it."""
-        return self._column("item", self._first_id)
+        return self._whole("item", self._first_id)
 
     @cached_property
     def view(self) -> "UInt16[np.ndarray, 'items']":
-        return self._column("view")
+        return self._whole("view")
 
     @cached_property
     def label(self) -> "Int32[np.ndarray, 'items']":
         """-1: none."""
-        return self._column("label")
+        return self._whole("label")
 
     @cached_property
     def group(self) -> "UInt64[np.ndarray, 'items']":
-        return self._column("group")
-
-    @cached_property
-    def block(self) -> "UInt32[np.ndarray, 'items']":
-        return self._column("block", self._first_block)
-
-    @cached_property
-    def row(self) -> "UInt16[np.ndarray, 'items']":
-        return self._column("row")
+        return self._whole("group")
 
     @cached_property
     def channel_mask(self) -> "Int64[np.ndarray, 'items']":
         """Bit c: channel c is in the item itself."""
-        return self._column("block_mask")[self.block]
+        return self.columns().channel_mask
 
     @cached_property
-    def num_pictures(self) -> "UInt16[np.ndarray, 'items']":
-        return self._column("block_num_pictures")[self.block]
+    def num_pictures(self) -> "Int64[np.ndarray, 'items']":
+        return self.columns().num_pictures
+
+    def num_pictures_of(self, items: "Int64[np.ndarray, '*shape']") -> "Int64[np.ndarray, '*shape']":
+        return self.blocks.num_pictures[self.blocks.of_items(items)]
 
     @cached_property
     def base(self) -> "Int64[np.ndarray, 'items']":
         """Index of the (id, view 0) item of each item, or -1."""
-        first = np.full(int(self._first_id[-1]), -1, dtype=np.int64)
-        (zero,) = np.nonzero(self.view == 0)
-        first[self.item[zero]] = zero
-        return first[self.item]
+        return self.base_of(np.arange(len(self)))
 
-    def _column(self, column: str, first: np.ndarray | None = None) -> np.ndarray:
-        parts = self._parts(column)
+    def base_of(self, items: "Int64[np.ndarray, 'm']") -> "Int64[np.ndarray, 'm']":
+        """Index of the (id, view 0) item of each of `items`, or -1. Views of an id are in one shard."""
+        shards = np.searchsorted(self._first_item, items, side="right") - 1
+        base = np.empty(len(items), np.int64)
+        for shard in np.unique(shards).tolist():
+            (here,) = np.nonzero(shards == shard)
+            first = int(self._first_item[shard])
+            within = self._bases(shard)[items[here] - first]
+            base[here] = np.where(within < 0, -1, within + first)
+        return base
+
+    def _bases(self, shard: int) -> "Int64[np.ndarray, 'items']":
+        if shard not in self._base:
+            if len(self._base) == KEPT_BASES:
+                del self._base[next(iter(self._base))]
+            self._fetch("index")
+            item, view = (layout.load_column(self.path, self.shards[shard][0], name) for name in ("item", "view"))
+            self._base[shard] = base_within(item, view, self.info["shards"][shard]["ids"])
+        return self._base[shard]
+
+    def _whole(self, name: str, first: np.ndarray | None = None) -> np.ndarray:
+        """A column of all shards; numbers that count within a shard are moved by `first`."""
+        self._fetch("index")
+        parts = [layout.load_column(self.path, shard, name) for shard, _ in self.shards]
         if first is not None and len(parts) > 1:
             parts = [part + part.dtype.type(start) for part, start in zip(parts, first)]
-        dtype = {**layout.ITEM_COLUMNS, **layout.BLOCK_COLUMNS}[column]
-        return np.zeros(0, dtype) if not parts else parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _parts(self, column: str) -> list[np.ndarray]:
-        self._fetch("index")
-        return [layout.load_column(self.path, name, column) for name, _ in self.shards]
+        return _joined(parts, {**layout.ITEM_COLUMNS, **layout.BLOCK_COLUMNS}[name])
 
     # Taken down.
 
@@ -177,8 +211,7 @@ class TokenStore:
 
     def has(self, channel: str) -> "Bool[np.ndarray, 'items']":
         """Whether the channel is in the item itself or in its view 0."""
-        here = (self.channel_mask >> self.bit(channel)) & 1 == 1
-        return here | (here[self.base] & (self.base >= 0))
+        return self.columns().has(channel)
 
     def pictures(
         self,
@@ -194,7 +227,7 @@ class TokenStore:
         items = np.asarray(items, dtype=np.int64)
         bits = np.broadcast_to(self.bit(channels) if isinstance(channels, str) else channels, items.shape)
         frames = np.broadcast_to(frames, items.shape).astype(np.int64)
-        items, rows, shards, starts = self._find(items, bits.astype(np.int64), frames)
+        _, rows, shards, starts = self._find(items, bits.astype(np.int64), frames)
         positions = starts // 2 + rows * self.tokens_per_picture
         if len(self.shards) == 1 or (len(shards) and (shards == shards[0]).all()):
             return self._flat(int(shards[0]) if len(shards) else 0)[positions]
@@ -204,32 +237,40 @@ class TokenStore:
             codes[here] = self._flat(int(shard))[positions[here]]
         return codes
 
+    def shards_of(self, items: "Int64[np.ndarray, 'm']", bits: "Int[np.ndarray, 'm']") -> "Int64[np.ndarray, 'm']":
+        """The number of the shard that each picture lies in."""
+        items = np.asarray(items, np.int64)
+        return self._find(items, np.asarray(bits, np.int64), np.zeros(len(items), np.int64))[2]
+
+    def view_of(self, i: int) -> int:
+        return int(self.columns(i, i + 1).view[0])
+
     def _find(self, items: np.ndarray, bits: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, ...]:
-        """(item that holds the picture, row in its block, shard, byte where the member's codes start)."""
+        """(block that holds the picture, row in it, shard, byte where the member's codes start)."""
         if len(items) and (items.min() < 0 or items.max() >= len(self)):
             raise IndexError(f"item {items.min()}..{items.max()} of a store of {len(self)} items")
         if len(self.excluded) and (gone := np.isin(items, self.excluded)).any():
             i = int(items[np.argmax(gone)])
             raise UserError(f"{self.id(i)} is on the exclude list of {self.where}; no reader may show it")
-        holders = np.where((self.channel_mask[items] >> bits) & 1 == 1, items, self.base[items])
-        blocks = self.block[holders]
-        starts = self._block_offset[blocks, bits]
+        table, holders = self.blocks, items
+        blocks = table.of_items(items)
+        starts = table.offset[blocks, bits]
+        if (borrowed := np.flatnonzero(starts < 0)).size:
+            holders = items.copy()
+            holders[borrowed] = self.base_of(items[borrowed])
+            blocks[borrowed] = table.of_items(holders[borrowed])
+            starts[borrowed] = table.offset[blocks[borrowed], bits[borrowed]]
         missing = (starts < 0) | (holders < 0)
         if missing.any():
             i = int(np.argmax(missing))
             raise UserError(f"{self.id(int(items[i]))} in {self.where} has no channel {self.channels[int(bits[i])]!r}")
-        outside = (frames < 0) | (frames >= self.num_pictures[holders])
+        count = table.num_pictures[blocks]
+        outside = (frames < 0) | (frames >= count)
         if outside.any():
             i = int(np.argmax(outside))
-            count = self.num_pictures[holders[i]]
-            raise IndexError(f"frame {frames[i]} of {self.id(int(items[i]))}, which has {count}")
-        shards = np.searchsorted(self._first_block, blocks, side="right") - 1
-        return holders, self.row[holders] + frames, shards, starts
-
-    @cached_property
-    def _block_offset(self) -> "Int64[np.ndarray, 'blocks channels']":
-        parts = self._parts("block_offset")
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.channels)), np.int64)
+            raise IndexError(f"frame {frames[i]} of {self.id(int(items[i]))}, which has {count[i]}")
+        rows = (holders - table.first_item[blocks]) * count + frames
+        return blocks, rows, table.shard[blocks], starts
 
     def _flat(self, shard: int) -> "UInt16[np.ndarray, 'positions t']":
         """The tar as overlapping runs of t codes: run p starts at uint16 number p of the file.
@@ -287,7 +328,7 @@ class TokenStore:
             if len(self._strings) == KEPT_STRINGS:
                 del self._strings[next(iter(self._strings))]
             self._strings[shard] = self.strings_of_shard(shard)
-        return self._strings[shard][int(self.item[i]) - int(self._first_id[shard])]
+        return self._strings[shard][int(self.column("item", i, i + 1)[0])]
 
     def meta(self, i: int) -> dict[str, Any]:
         """The source's metadata of item i; empty where it gave none. Reads the shard's file: not for loops."""
@@ -333,10 +374,14 @@ class TokenStore:
     def locate(self, i: int, channel: str, frame: int = 0) -> tuple[str, str, int]:
         """(shard, tar member, row): where the codes of one picture lie."""
         one = np.array([i], dtype=np.int64)
-        holders, rows, shards, _ = self._find(one, np.array([self.bit(channel)]), np.array([frame]))
+        blocks, rows, shards, _ = self._find(one, np.array([self.bit(channel)]), np.array([frame]))
         shard = int(shards[0])
-        block = int(self.block[holders[0]]) - int(self._first_block[shard])
+        block = int(blocks[0]) - int(self._first_block[shard])
         return self.shards[shard][0], layout.member_name(block, channel), int(rows[0])
+
+
+def _joined(parts: list[np.ndarray], dtype: Any) -> np.ndarray:
+    return np.zeros(0, dtype) if not parts else parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ class FakeStore:
         self.block = np.zeros(len(rows), np.uint32)
         zero = {id: i for i, id in enumerate(self.ids) if self.view[i] == 0}
         self.base = np.array([zero[id] for id in self.ids], np.int64)
-        self.admitted, self.exclusion = np.ones(len(rows), bool), ""
+        self.excluded, self.exclusion, self.where = np.zeros(0, np.int64), "", f"fake {name}"
         self.shards = [("00000", hashlib.sha256(repr(rows).encode()).hexdigest())]
         self.fingerprint = hashlib.sha256(
             f"{self.tokenizer_fingerprint}{self.shards}{codes}{tokens}".encode()
@@ -50,9 +50,21 @@ class FakeStore:
     def __len__(self):
         return len(self.ids)
 
-    def has(self, channel):
-        here = (self.channel_mask >> self.channels.index(channel)) & 1 == 1
-        return here | here[self.base]
+    @property
+    def blocks(self):
+        return self.columns()
+
+    def columns(self, start=0, stop=None):
+        return FakeColumns(self, start, len(self) if stop is None else stop)
+
+    def num_pictures_of(self, items):
+        return self.num_pictures[items].astype(np.int64)
+
+    def view_of(self, i):
+        return int(self.view[i])
+
+    def shards_of(self, items, bits):
+        return np.zeros(len(items), np.int64)
 
     def pictures(self, items, channels, frames=0):
         items = np.asarray(items, np.int64)
@@ -73,3 +85,16 @@ class FakeStore:
     def locate(self, i, channel, frame=0):
         own = (self.channel_mask[i] >> self.channels.index(channel)) & 1 == 1
         return "00000", f"b0000.{channel}.npy", int(i if own else self.base[i]) * 100 + frame
+
+
+class FakeColumns:
+    """Items start .. stop-1 of a fake store."""
+
+    def __init__(self, store, start, stop):
+        self.store, self.run, self.channels = store, slice(start, stop), store.channels
+        for name in ("channel_mask", "num_pictures", "view", "label", "group"):
+            setattr(self, name, getattr(store, name)[self.run])
+
+    def has(self, channel):
+        here = (self.store.channel_mask >> self.channels.index(channel)) & 1 == 1
+        return (here | here[self.store.base])[self.run]

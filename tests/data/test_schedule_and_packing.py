@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lvm.data.packing import OPEN_BINS, AlignedPacking, ConcatPacking, pack_bins
-from lvm.data.schedule import make_schedule, sentence_shares, slot_counts
+from lvm.data.mixture import Wish, sentence_shares
+from lvm.data.packing import OPEN_BINS, make_packing, pack_bins
+from lvm.data.schedule import make_schedule, slot_counts
 from lvm.runtime import UserError
 
 WEIGHTS = st.lists(st.floats(0.01, 100), min_size=1, max_size=12)
@@ -42,9 +43,10 @@ def test_slots_are_spread_evenly(weights, seed):
 
 
 def test_token_weights_count_picture_tokens_and_sentence_weights_sentences():
-    shares = sentence_shares([1, 1], [16, 1], "tokens")
+    wishes = [Wish("pairs", 16, 1000, 1), Wish("single", 1, 1000, 1)]
+    shares = sentence_shares(wishes, "tokens")
     assert np.isclose(shares[0] * 16, shares[1])
-    assert sentence_shares([1, 1], [16, 1], "sentences").tolist() == [0.5, 0.5]
+    assert sentence_shares(wishes, "sentences").tolist() == [0.5, 0.5]
 
 
 def test_entries_of_weight_zero_get_no_slot():
@@ -67,7 +69,7 @@ def test_bins_hold_every_sentence_once_and_are_never_over_full(lengths, size):
 @given(LENGTHS, st.integers(40, 90), st.integers(0, 50), st.integers(1, 20))
 @settings(max_examples=60, deadline=None)
 def test_aligned_windows_hold_whole_sentences_back_to_back_from_their_start(lengths, seq_len, window, n):
-    packing = AlignedPacking(lengths, seq_len)
+    packing = make_packing("aligned", lengths, seq_len)
     placed = packing.place(window, n)
     end = placed.start + lengths[placed.sentence % len(lengths)]
     row = placed.start // (seq_len + 1)
@@ -81,14 +83,14 @@ def test_aligned_windows_hold_whole_sentences_back_to_back_from_their_start(leng
 @given(LENGTHS, st.integers(40, 90))
 @settings(max_examples=40, deadline=None)
 def test_an_aligned_period_holds_each_sentence_exactly_once(lengths, seq_len):
-    packing = AlignedPacking(lengths, seq_len)
+    packing = make_packing("aligned", lengths, seq_len)
     for period in (0, 3):
         sentences = packing.place(period * packing.num_bins, packing.num_bins).sentence
         assert np.array_equal(np.sort(sentences), period * len(lengths) + np.arange(len(lengths)))
 
 
 def test_a_sentence_of_one_token_too_many_is_written_without_its_eos():
-    packing = AlignedPacking(np.array([42, 42]), 40)
+    packing = make_packing("aligned", np.array([42, 42]), 40)
     assert packing.num_bins == 2 and packing.written(42) == 41 and packing.waste() == 0
     assert packing.written(41) == 41
 
@@ -96,7 +98,7 @@ def test_a_sentence_of_one_token_too_many_is_written_without_its_eos():
 @given(LENGTHS, st.integers(5, 90), st.integers(0, 400), st.integers(1, 20))
 @settings(max_examples=60, deadline=None)
 def test_concat_windows_are_cut_from_one_endless_stream(lengths, seq_len, window, n):
-    placed = ConcatPacking(lengths, seq_len).place(window, n)
+    placed = make_packing("concat", lengths, seq_len).place(window, n)
     of = placed.sentence % len(lengths)
     total, before = int(lengths.sum()), np.cumsum(lengths) - lengths
     starts = placed.sentence // len(lengths) * total + before[of]
@@ -105,12 +107,12 @@ def test_concat_windows_are_cut_from_one_endless_stream(lengths, seq_len, window
     assert (placed.start + lengths[of])[0] > 0 and placed.start[-1] <= n * seq_len
 
 
-@given(LENGTHS, st.integers(5, 90), st.integers(0, 300), st.sampled_from([AlignedPacking, ConcatPacking]))
+@given(LENGTHS, st.integers(5, 90), st.integers(0, 300), st.sampled_from(["aligned", "concat"]))
 @settings(max_examples=60, deadline=None)
 def test_started_counts_the_sentences_of_the_windows_before(lengths, seq_len, windows, kind):
-    if kind is AlignedPacking:
+    if kind == "aligned":
         lengths = np.minimum(lengths, seq_len + 2)
-    packing = kind(lengths, seq_len)
+    packing = make_packing(kind, lengths, seq_len)
     periods, slots = packing.started(windows)
     expected = np.sort(packing.place(0, windows).sentence) if windows else np.zeros(0, np.int64)
     counted = np.concatenate([np.arange(periods * len(lengths)), periods * len(lengths) + np.sort(slots)])

@@ -129,7 +129,7 @@ def test_a_store_of_tokens_is_a_store_like_any_other(tmp_path, tokenizer_folder)
     assert store.channels == ("image",) and (store.view == 0).all() and (store.label == -1).all()
     assert {store.id(i) for i in range(5)} == {f"a.jsonl:{line}" for line in range(1, 6)}
     assert store.group.tolist() == [group_hash(store.id(i)) for i in range(5)]
-    assert store.shards[0][0] == "00000" and len(np.unique(store.block)) == 3, "a block for each number of pictures"
+    assert store.shards[0][0] == "00000" and len(store.blocks.shard) == 3, "a block for each number of pictures"
     for i in range(5):
         codes = store.pictures(np.full(store.num_pictures[i], i), "image", np.arange(store.num_pictures[i]))
         assert np.array_equal(codes, sentences[int(store.id(i).split(":")[1]) - 1])

@@ -130,7 +130,7 @@ def test_the_plain_webdataset_library_reads_the_shards(toy_store):
                 assert value.dtype == np.uint16 and value.shape[1] == toy_store.tokens_per_picture
                 counts[key.removesuffix(".npy")] += len(value)
     assert counts == {"image": 90 + 60, "depth": 90, "noisy": 180}
-    first = int(np.flatnonzero((toy_store.block == 0) & toy_store.has("image"))[0])
+    first = int(np.flatnonzero((toy_store.blocks.of_items(np.arange(len(toy_store))) == 0) & toy_store.has("image"))[0])
     assert np.array_equal(samples[0]["image.npy"][0], toy_store.pictures(np.array([first]), "image")[0])
 
 
@@ -158,7 +158,7 @@ def test_tars_are_plain_ustar_without_times_or_owners(toy_store):
 
 def test_blocks_hold_one_channel_mask_and_whole_clips_of_at_most_2048_pictures(vqgan, tmp_path):
     store = build_store(ToySource(pictures=0, clips=350), tmp_path / "store", vqgan, shard_size=1000, workers=0)
-    rows = np.bincount(store.block)
+    rows = np.diff(store.blocks.first_item)
     assert rows.tolist() == [341, 9]  # 341 clips of 6 are 2046 pictures
     assert store.pictures(np.array([349]), "image", 5).shape == (1, 16)
     with tarfile.open(store.path / "shards" / "00000.tar") as tar:
@@ -169,7 +169,7 @@ def test_the_index_costs_at_most_24_bytes_a_picture_and_maps_into_memory(toy_sto
     assert sum(np.dtype(d).itemsize for d in ITEM_COLUMNS.values()) <= 24
     assert "block_offset" in BLOCK_COLUMNS
     one = build_store(ToySource(), tmp_path / "store", vqgan, shard_size=1000, workers=0)
-    for column in (one.view, one.label, one.group, one.row, one.block, one.item):
+    for column in (one.view, one.label, one.group, one.item):
         base = column
         while isinstance(base.base, np.ndarray):
             base = base.base

@@ -1,0 +1,46 @@
+"""The tables of a large plan, computed once on a machine and mapped from then on.
+
+They lie under $LVM_CACHE/plans, in a folder named after all that decides them. A small plan is quicker made than kept.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lvm.runtime import read_json, write_json
+from lvm.runtime.files import atomic_folder, cache_folder, locked
+
+LEAST_KEPT = 1 << 21  # items and slots together
+
+Tables = dict[str, np.ndarray]
+
+
+def folder_of(identity: Mapping[str, Any]) -> Path:
+    text = json.dumps(identity, sort_keys=True)
+    return cache_folder() / "plans" / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def kept(identity: Mapping[str, Any], make: Callable[[], tuple[Tables, Any]]) -> tuple[Tables, Any]:
+    """Tables and what is said of them, mapped from the cache; made, by one process of the machine, if missing."""
+    folder = folder_of(identity)
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_name(f".lock-{folder.name}")):
+            if not folder.is_dir():
+                tables, about = make()
+                with atomic_folder(folder) as aside:
+                    for name, table in tables.items():
+                        np.save(aside / f"{name}.npy", table, allow_pickle=False)
+                    write_json(aside / "about.json", {"tables": list(tables), "about": about})
+    info = read_json(folder / "about.json")
+    return {name: _map(folder / f"{name}.npy") for name in info["tables"]}, info["about"]
+
+
+def _map(path: Path) -> np.ndarray:
+    """Memory-mapped; a plain ndarray, because np.memmap's own indexing is several times slower."""
+    table = np.load(path, mmap_mode="r", allow_pickle=False)
+    return table.view(np.ndarray) if table.ndim else np.array(table)
