@@ -9,7 +9,7 @@ import numpy as np
 from lvm.pictures import boxes, depth, derive, edges, normals, segmentation, skeletons
 from lvm.runtime.hashing import seed_from
 from lvm.world.figures import LIMBS
-from lvm.world.render import FAR, NEAR, SUPERSAMPLING, Surfaces, halve, shade
+from lvm.world.render import FAR, NEAR, SUPERSAMPLING, Surfaces, halve, sampled, shade
 from lvm.world.scene import CLASSES, KINDS, Scene, generator
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 STEADY_CHANNELS = ("image", "depth", "normal", "gray")  # the same under every latent: stored once, in view 0
 LATENT_CHANNELS = ("segmentation", "edge", "box", "relit", "masked", "noisy", "dark")
-CHANNELS = STEADY_CHANNELS + LATENT_CHANNELS + ("pose",)  # pose, steady too, where there are people
+# Steady too: pose where there are people, mask and keypoints of turntables (mask also of clips), solution of puzzles.
+CHANNELS = STEADY_CHANNELS + LATENT_CHANNELS + ("pose", "mask", "keypoints", "solution")
+CLIP_CHANNELS = STEADY_CHANNELS + ("mask",) + LATENT_CHANNELS
 
 _COLOURS = np.array(
     [
@@ -69,17 +71,22 @@ def make_latents(seed: int, num_latents: int) -> list[Latent]:
     return latents
 
 
-def steady_channels(scene: Scene, surfaces: Surfaces) -> dict[str, "UInt8[np.ndarray, 'y x 3']"]:
+def steady_channels(
+    scene: Scene, surfaces: Surfaces, channels: Collection[str] = (*STEADY_CHANNELS, "pose")
+) -> dict[str, "UInt8[np.ndarray, 'y x 3']"]:
+    """Those of `channels` that are the same under every latent, and the photo as `image`."""
     photo = shade(scene, surfaces)
     _, forward, right, up = scene.camera.frame()
-    in_camera = sampled(surfaces.normal) @ np.stack([right, up, -forward], 1)
-    return {
-        "image": photo,
-        "depth": depth.draw(sampled(surfaces.depth), NEAR, FAR),
-        "normal": normals.draw(in_camera),
-        "gray": derive.gray(photo),
-        "pose": skeletons.draw(visible_joints(scene, surfaces), LIMBS, np.zeros_like(photo)),
+    in_camera = np.stack([right, up, -forward], 1)
+    draw: dict[str, Callable[[], Any]] = {
+        "image": lambda: photo,
+        "depth": lambda: depth.draw(sampled(surfaces.depth), NEAR, FAR),
+        "normal": lambda: normals.draw(sampled(surfaces.normal) @ in_camera),
+        "gray": lambda: derive.gray(photo),
+        "pose": lambda: skeletons.draw(visible_joints(scene, surfaces), LIMBS, np.zeros_like(photo)),
+        "mask": lambda: segmentation.draw((sampled(surfaces.thing) >= 0).astype(np.int64), _COLOURS[:2]),
     }
+    return {channel: drawn() for channel, drawn in draw.items() if channel in {"image", *channels}}
 
 
 def latent_channels(
@@ -103,10 +110,6 @@ def latent_channels(
         "dark": lambda: derive.dark(photo, latent.strength),
     }
     return {channel: drawn() for channel, drawn in draw.items() if channel in channels}
-
-
-def sampled(buffer: Any) -> Any:
-    return buffer[SUPERSAMPLING // 2 :: SUPERSAMPLING, SUPERSAMPLING // 2 :: SUPERSAMPLING]
 
 
 def class_map(scene: Scene, surfaces: Surfaces) -> "Int64[np.ndarray, 'y x']":

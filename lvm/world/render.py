@@ -36,42 +36,61 @@ class Surfaces:
     rows: "Float32[np.ndarray, 'y']"  # vertical position in [-1, 1], top is 1: for the sky
 
 
-def cast(scene: Scene, size: int) -> Surfaces:
-    """Intersect the rays of a square picture of `size` pixels with the scene."""
-    n = size * SUPERSAMPLING
-    position, forward, right, up = scene.camera.frame()
-    half = np.float32(np.tan(scene.camera.field_of_view / 2))
-    steps = (np.arange(n, dtype=np.float32) + 0.5) / n * 2 - 1
-    rays = forward + (steps * half)[None, :, None] * right - (steps * half)[:, None, None] * up
-    down = rays[..., 2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        depth = np.where(down < -1e-4, -position[2] / down, np.inf).astype(np.float32)
-    hit = depth < 60.0
-    depth[~hit] = np.inf
-    thing = np.where(hit, GROUND, NO_SURFACE).astype(np.int8)
-    normal = np.zeros((n, n, 3), np.float32)
-    normal[hit, 2] = 1
+class Rays:
+    """The rays of a square picture of `size` pixels and what each has met so far. Arrays as of `Surfaces`."""
 
-    def put(index: int, bounds: Any, intersect: Callable[[Any], tuple[Any, Any]]) -> None:
-        window = _window(bounds[0], bounds[1], scene.camera, n, float(half))
+    def __init__(self, camera: Camera, size: int) -> None:
+        n = size * SUPERSAMPLING
+        self.camera = camera
+        self.position, forward, right, up = camera.frame()
+        self.half = np.float32(np.tan(camera.field_of_view / 2))
+        self.steps = (np.arange(n, dtype=np.float32) + 0.5) / n * 2 - 1
+        across, down = (self.steps * self.half)[None, :, None], (self.steps * self.half)[:, None, None]
+        self.directions = forward + across * right - down * up
+        self.depth = np.full((n, n), np.inf, np.float32)
+        self.thing = np.full((n, n), NO_SURFACE, np.int8)
+        self.normal = np.zeros((n, n, 3), np.float32)
+
+    def meet_ground(self) -> None:
+        """First of all: it replaces what was met before."""
+        down = self.directions[..., 2]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self.depth = np.where(down < -1e-4, -self.position[2] / down, np.inf).astype(np.float32)
+        hit = self.depth < 60.0
+        self.depth[~hit] = np.inf
+        self.thing[hit] = GROUND
+        self.normal[hit, 2] = 1
+
+    def meet(self, index: int, low: Any, high: Any, intersect: Callable[[Any], tuple[Any, Any]]) -> None:
+        """Thing `index`, which lies between the corners `low` and `high`; `intersect` takes rays to distances and
+        normals."""
+        window = _window(low, high, self.camera, len(self.steps), float(self.half))
         if window is None:
             return
-        t, normals = intersect(rays[window])
-        nearer = t < depth[window]
-        depth[window][nearer] = t[nearer]
-        thing[window][nearer] = index
-        normal[window][nearer] = normals[nearer]
+        t, normals = intersect(self.directions[window])
+        nearer = t < self.depth[window]
+        self.depth[window][nearer] = t[nearer]
+        self.thing[window][nearer] = index
+        self.normal[window][nearer] = normals[nearer]
 
+    def points(self) -> "Float32[np.ndarray, 'y x 3']":
+        """Where they met it; the camera's position for those that met nothing."""
+        with np.errstate(invalid="ignore"):
+            return self.position + self.directions * np.where(self.thing > NO_SURFACE, self.depth, 0)[..., None]
+
+
+def cast(scene: Scene, size: int) -> Surfaces:
+    """Intersect the rays of a square picture of `size` pixels with the scene."""
+    rays = Rays(scene.camera, size)
+    rays.meet_ground()
     for index, body in enumerate(scene.things):
-        put(index, _bounds(body), partial(_intersect, body, position))
+        rays.meet(index, *_bounds(body), partial(intersect, body, rays.position))
     for index, figure in enumerate(scene.figures, len(scene.things)):
         for a, b, radius in figure.capsules():
-            bounds = np.minimum(a, b) - radius, np.maximum(a, b) + radius
-            put(index, bounds, partial(_capsule, a, b, np.float32(radius), position))
-    surfaces = thing > NO_SURFACE
-    with np.errstate(invalid="ignore"):
-        point = position + rays * np.where(surfaces, depth, 0)[..., None]
-    return Surfaces(depth, thing, normal, point, _albedo(scene, thing, point), -steps)
+            low, high = np.minimum(a, b) - radius, np.maximum(a, b) + radius
+            rays.meet(index, low, high, partial(_capsule, a, b, np.float32(radius), rays.position))
+    point = rays.points()
+    return Surfaces(rays.depth, rays.thing, rays.normal, point, _albedo(scene, rays.thing, point), -rays.steps)
 
 
 def _bounds(body: Thing) -> tuple[Any, Any]:
@@ -95,7 +114,7 @@ def _window(low: Any, high: Any, camera: Camera, n: int, half: float) -> tuple[s
     return (slice(top, bottom), slice(left, stop)) if top < bottom and left < stop else None
 
 
-def _intersect(body: Thing, position: Any, rays: Any) -> tuple[Any, Any]:
+def intersect(body: Thing, position: Any, rays: Any) -> tuple[Any, Any]:
     """Distance along each ray (infinite for a miss) and the unit normal there."""
     cos, sin = np.float32(np.cos(body.yaw)), np.float32(np.sin(body.yaw))
     origin = position - np.array([body.x, body.y, body.z], np.float32)
@@ -149,9 +168,13 @@ def _round(ox: Any, oy: Any, oz: Any, dx: Any, dy: Any, dz: Any, r: Any, h: Any,
     x, y = ox + side * dx, oy + side * dy
     normal = np.stack([x, y, -slope * (r + slope * (oz + side * dz))], -1)
     normal = normal / np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
-    lid = (h - oz) / dz
-    on_lid = (lid > 0) & ((ox + lid * dx) ** 2 + (oy + lid * dy) ** 2 <= (r * top) ** 2) & (lid < side)
-    normal[on_lid] = (0, 0, 1)
+    if oz < 0:  # seen from below: the bottom may be met first, never the lid
+        level, rim, facing = np.float32(0), r, -1
+    else:
+        level, rim, facing = h, r * top, 1
+    lid = (level - oz) / dz
+    on_lid = (lid > 0) & ((ox + lid * dx) ** 2 + (oy + lid * dy) ** 2 <= rim**2) & (lid < side)
+    normal[on_lid] = (0, 0, facing)
     return np.where(on_lid, lid, side), normal
 
 
@@ -244,3 +267,8 @@ def halve(buffer: "Float[np.ndarray, 'Y X *c']") -> "Float[np.ndarray, 'y x *c']
     s = SUPERSAMPLING
     cells = [buffer[i::s, j::s] for i in range(s) for j in range(s)]
     return sum(cells[1:], cells[0]) / np.float32(s * s)
+
+
+def sampled(buffer: Any) -> Any:
+    """One value of each such cell: exact, for annotations."""
+    return buffer[SUPERSAMPLING // 2 :: SUPERSAMPLING, SUPERSAMPLING // 2 :: SUPERSAMPLING]
