@@ -34,7 +34,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class EntryConfig:
-    source: str  # a key of `sources`
+    source: str  # a key of `sources`; the entry's own name if not given
     recipe: str  # one of lvm/sentences
     weight: float | None = None  # share of the mixture, relative to the other entries; see `weights_by`
     epochs: float | None = None  # in place of a weight: how often each of its sentences is seen in `total_tokens`
@@ -141,6 +141,7 @@ def data_config(config: "DataConfig | Mapping[str, Any]") -> DataConfig:
     own = {f.name for f in fields(EntryConfig)} - {"options"}
     values["entries"] = {
         name: {
+            "source": name,
             **{key: value for key, value in entry.items() if key in own},
             "options": {key: value for key, value in entry.items() if key not in own},
         }

@@ -280,7 +280,7 @@ class TokenPlan:
         # Sentences of a concat window stick out at both ends: pictures are cut where the margins are cut off.
         margin = int(length.max()) if concat else 0
         tokens = np.full(size + 2 * margin, self.pad, np.int64)
-        runs = np.lib.stride_tricks.sliding_window_view(tokens, self.tokens_per_picture, writeable=True)
+        runs = overlapping(tokens, self.tokens_per_picture)
         for name, pictures, place in self._shown(sentences, start + margin + 1, margin, margin + size):
             runs[place] = self.stores[name].pictures(*pictures)
         tokens[start + margin] = self.bos
@@ -288,11 +288,7 @@ class TokenPlan:
         source, role = self._marked(sentences.entry, start + margin, written, size + 2 * margin)
         fields = (tokens, source, role)
         if concat:
-            cut = (
-                np.lib.stride_tricks.sliding_window_view(f[margin : margin + size], width)[:: self.seq_len]
-                for f in fields
-            )
-            return Window(*(np.ascontiguousarray(view) for view in cut))
+            return Window(*(overlapping(f[margin : margin + size], width)[:: self.seq_len].copy() for f in fields))
         return Window(*(f.reshape(n, width) for f in fields))
 
     def _shown(
@@ -398,6 +394,12 @@ class TokenPlan:
     def fingerprint(self) -> str:
         """Hex sha256 of `facts`: equal fingerprint, equal bytes."""
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()
+
+
+def overlapping(buffer: Any, width: int) -> Any:
+    """[p, width]: the run of `width` elements from each place p of a contiguous buffer on. Writable, no copy."""
+    step = buffer.itemsize
+    return np.ndarray((len(buffer) - width + 1, width), buffer.dtype, buffer, strides=(step, step))
 
 
 def _units(tables: Tables, said: Any) -> Units:

@@ -14,23 +14,36 @@ if TYPE_CHECKING:
     from jaxtyping import Float64, UInt64
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
+_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def mix64(x: Any) -> "UInt64[np.ndarray, '*shape']":
     """A bijection of uint64 whose output bits each depend on all input bits."""
-    x = np.asarray(x).astype(np.uint64)
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return _mixed(np.asarray(x).astype(np.uint64))
+
+
+def _mixed(x: "UInt64[np.ndarray, '*shape']") -> "UInt64[np.ndarray, '*shape']":
+    """`mix64` in place: windows are composed of many small arrays, whose allocation costs as much as the arithmetic."""
+    flat = x.reshape(-1)  # a view with an axis: numpy warns of overflow in scalars, and only in these
+    flat ^= flat >> _SHIFTS[0]
+    flat *= _FACTORS[0]
+    flat ^= flat >> _SHIFTS[1]
+    flat *= _FACTORS[1]
+    flat ^= flat >> _SHIFTS[2]
+    return x
 
 
 def hash64(*counters: Any) -> "UInt64[np.ndarray, '*shape']":
     """Hash integers (scalars or arrays that broadcast) to uint64; the order of the arguments matters."""
-    state: Any = np.uint64(0)
-    with np.errstate(over="ignore"):
-        for counter in counters:
-            state = mix64((np.asarray(counter).astype(np.uint64) ^ state) + _GOLDEN)
+    state: Any = np.zeros((), np.uint64)
+    for counter in counters:
+        mixed = np.asarray(counter).astype(np.uint64) ^ state
+        if mixed.ndim == 0:
+            mixed = np.array((int(mixed) + int(_GOLDEN)) & 0xFFFFFFFFFFFFFFFF, np.uint64)
+        else:
+            mixed += _GOLDEN
+        state = _mixed(mixed)
     return state
 
 
