@@ -69,7 +69,7 @@ class Multiview(Recipe):
         return np.tile(first_is_input(self.views * len(self.channels)), self.objects)
 
     def check(self, kinds: Kinds) -> None:
-        refuse_long_strides(self.strides, self.views, kinds, self.channels, self.around)
+        refuse_long_strides(self.strides, self.views, kinds, self.channels)
 
     def conditions(self, columns: Columns) -> list[Condition]:
         return [*shown(columns, self.channels, self.exclude_views), clips(columns, self.views)]
