@@ -26,7 +26,7 @@ def sample_object(rng: np.random.Generator, label: int) -> Scene:
         distance=float(rng.uniform(5.2, 6.8)),
     )
     across = 2 * np.tan(camera.field_of_view / 2) * camera.distance  # of the picture, where the thing stands
-    extent = float(rng.uniform(0.48, 0.74) * across)
+    extent = float(rng.uniform(0.48, 0.72) * across)
     ground = sample_scene(rng, (1, 1))
     distractor = ground.things[0] if rng.uniform() < DISTRACTED else None
     things: tuple[Thing, ...] = ()
@@ -48,7 +48,7 @@ def sample_object(rng: np.random.Generator, label: int) -> Scene:
         target=(
             float(right * np.cos(camera.azimuth)),
             float(right * np.sin(camera.azimuth)),
-            float(max(0.3, 0.5 * height + 0.8 * aside)),
+            float(max(0.3, 0.46 * height + 0.6 * aside)),
         ),
     )
     if distractor is not None:
