@@ -39,12 +39,12 @@ class LossBySource:
     def __init__(self, num_sources: int, device: torch.device, sums: list[list[float]]):
         """`sums`: those of a resumed run, on rank 0; empty elsewhere."""
         start = torch.tensor(sums, dtype=torch.float64) if sums else torch.zeros(num_sources + 1, 2).double()
-        self._sums = start.to(device)  # row 0: PAD
+        self._sums = start.to(device)  # row 0: what does not count
 
-    def add(self, nll: "Float32[Tensor, 'b t']", source: "Int[Tensor, 'b t_plus_1']") -> None:
-        """`nll` is zero where the target is PAD; `source` of PAD is -1."""
+    def add(self, nll: "Float32[Tensor, 'b t']", source: "Int[Tensor, 'b t']") -> None:
+        """`source` of each target; -1 where it does not count."""
         values = torch.stack([nll.double(), torch.ones_like(nll, dtype=torch.float64)], dim=-1)
-        self._sums.index_add_(0, source[:, 1:].flatten().long() + 1, values.flatten(0, 1))
+        self._sums.index_add_(0, source.flatten().long() + 1, values.flatten(0, 1))
 
     def gather(self, reset: bool) -> list[list[float]]:
         """The sums over all ranks (every rank asks); they stay with rank 0 unless `reset`."""

@@ -27,7 +27,16 @@ from lvm.runtime.machine import bf16_is_fast, compile_problem, git_commit, machi
 from lvm.runtime.signals import StopFlag
 from lvm.training.journal import Journal, LossBySource, NotFinite, peak_flops
 from lvm.training.optim import OptimConfig, clip_gradients, learning_rate, make_optimizer, set_learning_rate
-from lvm.training.parallel import PAD_ROLE, full, make_loss, make_sharded_loss, reduce_gradients_on
+from lvm.training.parallel import (
+    ANSWER_ROLE,
+    PAD_ROLE,
+    LossOn,
+    counted,
+    full,
+    make_loss,
+    make_sharded_loss,
+    reduce_gradients_on,
+)
 from lvm.training.resume import TrainState, restore, run_tensors, saved_state
 
 
@@ -37,6 +46,7 @@ class TrainerConfig:
     batch_size: int  # windows an optimiser step, over all ranks
     micro_batch_size: int | None = None  # windows a forward pass on one rank; None: batch_size / ranks
     document_mask: bool = False  # attention and positions stay inside a sentence
+    loss_on: LossOn = "all"  # all tokens, as published; answers: those of answers alone
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the device multiplies it in hardware
     compile: Literal["auto"] | bool = "auto"  # auto: torch.compile where it can work, else one line says why not
     share_without_compile: float = 1.0  # share of max_steps and of the schedule to train where compile=auto is off
@@ -107,10 +117,10 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wanted else torch.float32
 
 
-def num_targets(plan: TokenPlan, i: int, n: int) -> int:
-    """Targets that count in windows i .. i+n-1: all but PAD. From the plan: no rank asks another."""
+def num_targets(plan: TokenPlan, i: int, n: int, loss_on: LossOn = "all") -> int:
+    """Targets that count in windows i .. i+n-1. From the plan: no rank asks another."""
     roles = plan.target_roles(i, n)
-    return int(roles.sum() - roles[PAD_ROLE])
+    return int(roles.sum() - roles[PAD_ROLE]) if loss_on == "all" else int(roles[ANSWER_ROLE])
 
 
 def check_model_fits_plan(model: LVM, plan: TokenPlan) -> None:
@@ -138,7 +148,11 @@ def run_identity(
     return {
         "model": asdict(model.config),
         "optim": asdict(optim) | {"schedule_steps": schedule_steps},
-        "trainer": {"batch_size": trainer.batch_size, "document_mask": trainer.document_mask},
+        "trainer": {
+            "batch_size": trainer.batch_size,
+            "document_mask": trainer.document_mask,
+            "loss_on": trainer.loss_on,
+        },
         "seed": seed,
     }
 
@@ -173,7 +187,7 @@ def train(
         dtype = compute_dtype(config.precision, device)
         model.to(device).train()
         make = make_sharded_loss if ranks.world_size > 1 else make_loss
-        loss_of = make(model, dtype, config.document_mask, compiled)
+        loss_of = make(model, dtype, config.document_mask, compiled, config.loss_on)
         optimizer = make_optimizer(model, optim)
 
         folder = run.run_dir / "checkpoints"
@@ -221,15 +235,15 @@ def train(
         while state.step < max_steps and not stop.agreed():
             stop.submit(flag.requested)
             batches = next(loader)
-            targets = num_targets(plan, state.next_window, config.batch_size)
+            targets = num_targets(plan, state.next_window, config.batch_size, config.loss_on)
             for number, batch in enumerate(batches):
                 tokens, role, source = (
                     batch[key].to(device, non_blocking=True) for key in ("tokens", "role", "source")
                 )
                 reduce_gradients_on(model, number == num_micro - 1)
-                loss, nll = loss_of(tokens, role, torch.tensor(float(targets), device=device))
+                loss, nll = loss_of(tokens, role, torch.tensor(float(max(targets, 1)), device=device))
                 loss.backward()
-                by_source.add(nll, source)
+                by_source.add(nll, source[:, 1:].where(counted(role, config.loss_on), -1))
             norm = clip_gradients(model.parameters(), optim.clip)
             lr = learning_rate(optim, state.step, schedule_steps)
             set_learning_rate(optimizer, lr)

@@ -8,7 +8,7 @@ Uncompiled, both give the same bits on one rank (a test says so). Master weights
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.distributed as dist
@@ -20,11 +20,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lvm.model import LVM, document_positions
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Int
+    from jaxtyping import Bool, Float32, Int
 
-PAD_ROLE = 3
+ANSWER_ROLE, PAD_ROLE = 1, 3
+LossOn = Literal["all", "answers"]
 UNFUSED_ATTENTION = 1024  # tokens of a window up to which a CPU's compiled attention holds its t x t weights
-# (tokens int64 [b, t + 1], role int8 [b, t + 1], targets of the whole step) -> loss, nll weighted by role [b, t]
+# (tokens int64 [b, t + 1], role int8 [b, t + 1], targets of the whole step) -> loss, nll of those that count [b, t]
 LossFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -41,9 +42,10 @@ class _NLL(nn.Module):
         return self.model.nll(tokens, *document_positions(tokens[:, :-1], self.model.config.bos))
 
 
-def weighted(nll: "Float32[Tensor, 'b t']", role: "Int[Tensor, 'b t_plus_1']") -> "Float32[Tensor, 'b t']":
-    """Every target counts once but PAD, BOS and EOS included."""
-    return torch.where(role[:, 1:] == PAD_ROLE, 0.0, nll)
+def counted(role: "Int[Tensor, 'b t_plus_1']", loss_on: LossOn) -> "Bool[Tensor, 'b t']":
+    """Which targets count, once each: all but PAD, BOS and EOS included (LVM), or the tokens of answers alone."""
+    target = role[:, 1:]
+    return target != PAD_ROLE if loss_on == "all" else target == ANSWER_ROLE
 
 
 def attention_kernel(tokens: Tensor) -> AbstractContextManager[None]:
@@ -57,7 +59,9 @@ def attention_kernel(tokens: Tensor) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def make_loss(model: LVM, dtype: torch.dtype, document_mask: bool, compile: bool) -> LossFunction:
+def make_loss(
+    model: LVM, dtype: torch.dtype, document_mask: bool, compile: bool, loss_on: LossOn = "all"
+) -> LossFunction:
     """The loss of one micro-batch on one rank: its weighted nll over `targets`, the count of the whole step."""
     module = _NLL(model, document_mask)
 
@@ -68,7 +72,7 @@ def make_loss(model: LVM, dtype: torch.dtype, document_mask: bool, compile: bool
             else:
                 cast = {name: parameter.to(dtype) for name, parameter in module.named_parameters()}
                 nll = torch.func.functional_call(module, cast, (tokens,))
-        nll = weighted(nll, role)
+        nll = torch.where(counted(role, loss_on), nll, 0.0)
         return nll.sum() / targets, nll.detach()
 
     if compile and next(model.parameters()).device.type == "cpu":
@@ -76,7 +80,9 @@ def make_loss(model: LVM, dtype: torch.dtype, document_mask: bool, compile: bool
     return torch.compile(loss, dynamic=False) if compile else loss
 
 
-def make_sharded_loss(model: LVM, dtype: torch.dtype, document_mask: bool, compile: bool) -> LossFunction:
+def make_sharded_loss(
+    model: LVM, dtype: torch.dtype, document_mask: bool, compile: bool, loss_on: LossOn = "all"
+) -> LossFunction:
     """Shard `model` in place over all ranks and return its loss; make the optimiser after this.
 
     FSDP averages gradients over ranks while the loss is already over the targets of all of them: hence the factor.
@@ -96,7 +102,7 @@ def make_sharded_loss(model: LVM, dtype: torch.dtype, document_mask: bool, compi
     module = _NLL(model, document_mask)
 
     def loss(tokens: Tensor, role: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        nll = weighted(module(tokens), role)
+        nll = torch.where(counted(role, loss_on), module(tokens), 0.0)
         return nll.sum() * (world_size / targets), nll.detach()
 
     return loss

@@ -26,7 +26,7 @@ TRAINER = TrainerConfig(
 
 
 class FakePlan:
-    """Window i counts from a hash of i; its last i mod 3 tokens are PAD; its source is i mod 2."""
+    """Window i counts from a hash of i, its second half answers; its last i mod 3 tokens are PAD; source i mod 2."""
 
     names = ("even", "odd")
     num_codes, tokens_per_picture, seq_len, bos, eos, pad = 20, 4, 16, 20, 21, 22
@@ -46,7 +46,7 @@ class FakePlan:
         start = int(hashlib.sha256(f"{self.seed}/{i}".encode()).hexdigest()[:8], 16)
         tokens = (start + np.arange(17) * (1 + i % 2)) % 20
         tokens[0] = self.bos
-        source, role = np.full(17, i % 2, np.int16), np.zeros(17, np.int8)
+        source, role = np.full(17, i % 2, np.int16), (np.arange(17) >= 9).astype(np.int8)
         if i % 3:
             tokens[-(i % 3) :], source[-(i % 3) :], role[-(i % 3) :] = self.pad, -1, 3
         return tokens, source, role

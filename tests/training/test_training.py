@@ -118,6 +118,22 @@ def test_the_loss_is_the_mean_over_all_targets_but_pad(tmp_path):
     assert record["loss_by_source"]["odd"] == pytest.approx(float(nll[odd].mean()), rel=1e-5)
 
 
+def test_a_loss_on_answers_alone_counts_no_other_token(tmp_path):
+    plan = FakePlan()
+    window = plan.windows(0, 4)
+    _, result = run(tmp_path, plan, max_steps=1, precision="fp32", log_every_steps=1, loss_on="answers")
+    model = LVM(MODEL, 1)
+    nll = model.nll(torch.from_numpy(window.tokens)).detach()
+    answers = torch.from_numpy(window.role[:, 1:] == 1)
+    (record,) = read_metrics(tmp_path / "metrics")
+    assert record["loss"] == pytest.approx(float(nll[answers].mean()), rel=1e-5)
+    odd = answers & torch.from_numpy(window.source[:, 1:] == 1)
+    assert record["loss_by_source"]["odd"] == pytest.approx(float(nll[odd].mean()), rel=1e-5)
+    assert result.state.tokens == int(answers.sum())
+    with pytest.raises(UserError, match=r"trained with other settings: .*loss_on"):
+        run(tmp_path, plan, max_steps=2)
+
+
 def test_the_document_mask_restarts_attention_at_each_bos():
     tokens = torch.randint(20, (1, 17))
     tokens[0, [0, 8]] = MODEL.bos
