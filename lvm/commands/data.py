@@ -2,6 +2,7 @@
 
     lvm data plan data/demo sources.world.store=STORE
     lvm data explain data/demo --window 81203 sources.world.store=STORE [--out w.png --tokenizer NAME_OR_PATH]
+    lvm data plan data/reference jsonl=FILE
 
 CONFIG is a data config (a file, or a name below configs/), or the config of a run with a `data` group; KEY=VALUE
 overrides follow it. Nothing is written but the picture of --out.
@@ -12,6 +13,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lvm.data
 from lvm.data import TokenPlan
 from lvm.runtime import UserError, atomic_path
 from lvm.runtime.config_files import load_config
@@ -54,7 +56,8 @@ def open_plan(name: str, overrides: list[str]) -> TokenPlan:
         if plain == overrides:
             raise
         config = load_config(name, plain)  # remedies say data.KEY; in a data config alone KEY is at the top
-    return TokenPlan.from_config(config["data"] if "entries" not in config and "data" in config else config)
+    data = config["data"] if "entries" not in config and "data" in config else config
+    return lvm.data.open_plan({key: value for key, value in data.items() if key != "new_plan"})
 
 
 def plan_json(plan: TokenPlan) -> str:
@@ -87,7 +90,8 @@ def plan_text(plan: TokenPlan) -> str:
         ]
         widths = [max(len(line[column]) for line in (titles, *cells)) for column in range(len(titles))]
         lines += [
-            f"stage {number}, from window {stage.first_window}: {plan.config.period} sentences a period, "
+            f"stage {number}, from window {stage.first_window}: "
+            f"{sum(row['sentences_per_period'] for row in rows)} sentences a period, "
             f"{plan.config.packing} windows of {plan.seq_len} tokens, {plan.waste(number):.2%} of them PAD",
             "",
         ]
@@ -114,10 +118,9 @@ def window_text(sentences: list[dict[str, Any]]) -> str:
             "in epoch {epoch}".format(**sentence | {"end": sentence["end"] - 1})
         )
         for picture in sentence["pictures"]:
-            lines.append(
-                "    {role:<6}  {id} view {view} {channel} frame {frame}    "
-                "{store} shard {shard} {member} row {row}".format(**picture)
-            )
+            place = "byte {byte}" if "byte" in picture else "shard {shard} {member} row {row}"
+            text = "    {role:<6}  {id} view {view} {channel} frame {frame}    {store} " + place
+            lines.append(text.format(**picture))
     return "\n".join(lines)
 
 
@@ -132,13 +135,15 @@ def draw(plan: TokenPlan, sentences: list[dict[str, Any]], tokenizer: str | None
     if tokenizer is None:
         raise UserError("--out draws pictures: name the store's tokenizer with --tokenizer")
     vqgan = VQGAN.from_pretrained(tokenizer)
-    store = next(iter(plan.stores.values()))
-    if vqgan.fingerprint != store.tokenizer_fingerprint:
+    known = (plan.tokenizer_fingerprint or vqgan.fingerprint, plan.num_codes)
+    if known != (vqgan.fingerprint, vqgan.config.num_embeddings):
         raise UserError(f"--tokenizer {tokenizer} is not the one this store was made with; name that one")
     strips: list[Any] = []
     for sentence in sentences:
         pictures = sentence["pictures"]
         store = plan.stores[sentence["source"]]
+        if not pictures:
+            continue
         bits = np.array([store.channels.index(picture["channel"]) for picture in pictures])
         codes = store.pictures(
             np.array([picture["item"] for picture in pictures]),
@@ -149,6 +154,8 @@ def draw(plan: TokenPlan, sentences: list[dict[str, Any]], tokenizer: str | None
             decoded = vqgan.decode(torch.from_numpy(codes.astype(np.int64)), store.grid)
         pixels = (decoded * 255).round().byte().permute(0, 2, 3, 1).numpy()  # n c y x -> n y x c
         strips.append(np.concatenate([framed(p, EDGE[about["role"]]) for p, about in zip(pixels, pictures)], axis=1))
+    if not strips:
+        raise UserError("this window shows no whole picture; --out has nothing to draw")
     sheet = np.full((sum(len(s) for s in strips), max(s.shape[1] for s in strips), 3), 255, np.uint8)
     top = 0
     for strip in strips:

@@ -42,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
         if arguments.channel:
             raise UserError("--channel is for a STORE; the recipes of a CONFIG name their own")
         plan = open_plan(arguments.source, arguments.overrides)
+        if not plan.entries:
+            raise UserError(f"{arguments.source} reads a token file as it stands; copy that file")
         sentences = plan_sentences(plan, arguments.sentences, arguments.entry)
         num_codes = plan.num_codes
     count = WRITERS[arguments.format](arguments.file, sentences)

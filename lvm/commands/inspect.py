@@ -131,7 +131,7 @@ def originals(source: Source | None, units: dict[str, int], store: TokenStore, i
 def sentence_rows(plan: TokenPlan, vqgan: VQGAN, windows: int) -> list[Row]:
     """A row a sentence of the plan's first windows, as they are read in training."""
     for name, store in plan.stores.items():
-        if store.tokenizer_fingerprint != vqgan.fingerprint:
+        if store.tokenizer_fingerprint not in ("", vqgan.fingerprint):
             raise UserError(f"source {name} of --sentences is a store of another tokenizer; inspect that one apart")
     rows = []
     for window in range(windows):

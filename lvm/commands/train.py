@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from lvm.data import TokenPlan
+from lvm.data import open_plan
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError, build
 from lvm.runtime.config_files import load_config
@@ -60,7 +60,7 @@ def codebook_of(tokenizer: str | None, fingerprint: str) -> Any:
 
     name = tokenizer or pretrained_names()[0]
     vqgan = VQGAN.from_pretrained(name)
-    if vqgan.fingerprint != fingerprint:
+    if fingerprint not in ("", vqgan.fingerprint):
         raise UserError(
             f"codebook_start=true needs the tokenizer of the stores, {fingerprint[:12]}; {name} is "
             f"{vqgan.fingerprint[:12]}; pass tokenizer=NAME_OR_FOLDER"
@@ -86,8 +86,8 @@ def train_config(overrides: Sequence[str]) -> TrainResult:
     )
     fabric.launch()
     try:
-        plan = TokenPlan.from_config(fill_world_store(config, Distributed()))
-        fingerprint = next(iter(plan.stores.values())).tokenizer_fingerprint
+        plan = open_plan(fill_world_store(config, Distributed()))
+        fingerprint = plan.tokenizer_fingerprint
         model = LVM(replace(model_config, tokenizer_fingerprint=fingerprint), config["seed"])
         if config["codebook_start"]:
             model.start_from_codebook(codebook_of(config["vqgan"], fingerprint), config["seed"])

@@ -1,13 +1,17 @@
 """From token stores to windows: mixture, schedule, packing and the loader. Window i is a pure function of (plan, i)."""
 
 from lvm.data.config import PLAN_VERSION, DataConfig, EntryConfig, SourceConfig, StageConfig, data_config
+from lvm.data.jsonl_plan import JsonLinesConfig, JsonLinesPlan
 from lvm.data.loader import WindowDataset, WindowLoader
+from lvm.data.opening import open_plan
 from lvm.data.plan import TokenPlan, Window
 
 __all__ = [
     "PLAN_VERSION",
     "DataConfig",
     "EntryConfig",
+    "JsonLinesConfig",
+    "JsonLinesPlan",
     "SourceConfig",
     "StageConfig",
     "TokenPlan",
@@ -15,4 +19,5 @@ __all__ = [
     "WindowDataset",
     "WindowLoader",
     "data_config",
+    "open_plan",
 ]

@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 
+from lvm.data import JsonLinesConfig
 from lvm.data.config import DataConfig, data_config
 from lvm.model import LVMConfig
 from lvm.runtime import build, config_folder
@@ -70,6 +71,9 @@ def test_the_options_of_a_group_build(group):
 @pytest.mark.parametrize("name", names("data"))
 def test_a_mixture_builds(name):
     config = load_config(f"data/{name}")
+    if "jsonl" in config:
+        assert isinstance(build(JsonLinesConfig, config, "data"), JsonLinesConfig)
+        return
     if not config["entries"]:  # lvm demo fills them in
         config = load_config(f"data/{name}", ["+entries.a={source: pictures, recipe: single, weight: 1}"])
     assert isinstance(data_config(config), DataConfig)
