@@ -61,9 +61,13 @@ def _picture(entry: "Entry", item: int, bit: int, frame: int, role: int) -> dict
     }
 
 
-def describe(plan: "TokenPlan") -> list[dict[str, Any]]:
-    """One row for each stage and entry of it: what `lvm data plan` prints. Token shares are of picture tokens."""
-    rows = []
+def describe(plan: "TokenPlan", total_tokens: float | None = None) -> list[dict[str, Any]]:
+    """One row for each stage and entry of it: what `lvm data plan` prints. Token shares are of picture tokens.
+
+    `epochs` is how often an entry's sentences are seen in `total_tokens` picture tokens (None: those of the config) of
+    that stage alone; None where nobody said how long the run is.
+    """
+    rows, total_tokens = [], total_tokens or plan.config.total_tokens
     for number, stage in enumerate(plan.stages):
         counts = stage.schedule.counts
         pictures = counts * np.array([entry.recipe.pictures for entry in plan.entries])
@@ -83,6 +87,8 @@ def describe(plan: "TokenPlan") -> list[dict[str, Any]]:
                     "sentences_per_period": int(counts[row]),
                     "sentence_share": float(counts[row] / counts.sum()),
                     "token_share": float(pictures[row] / pictures.sum()),
+                    "epochs": total_tokens
+                    and total_tokens * float(pictures[row] / pictures.sum()) / entry.epoch_tokens,
                     "left_out": dict(entry.left_out),
                 }
             )

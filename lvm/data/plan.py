@@ -373,9 +373,9 @@ class TokenPlan:
         """The sentences of window i: entry, draw, place, origin of every picture. See `lvm.data.about`."""
         return about.explain(self, i)
 
-    def describe(self) -> list[dict[str, Any]]:
+    def describe(self, total_tokens: float | None = None) -> list[dict[str, Any]]:
         """One row for each stage and entry: sentences, tokens, shares, what was left out. See `lvm.data.about`."""
-        return about.describe(self)
+        return about.describe(self, total_tokens)
 
     def waste(self, stage: int = 0) -> float:
         """Share of tokens that is PAD."""

@@ -74,7 +74,7 @@ class AnnotatedVideo(Recipe):
         refuse_long_strides(self.strides, self.frames, kinds, self.channels)
 
     def conditions(self, columns: Columns) -> list[Condition]:
-        return [*shown(columns, self.channels, self.exclude_views), clips(columns, self.frames)]
+        return [clips(columns, self.frames), *shown(columns, self.channels, self.exclude_views)]
 
     def compose(
         self, items: "Int64[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", catalogue: Catalogue

@@ -64,7 +64,7 @@ class Annotations(Recipe):
         return np.tile(first_is_input(self.each), self.tuples)
 
     def conditions(self, columns: Columns) -> list[Condition]:
-        return [*shown(columns, self.channels, self.exclude_views), stills(columns)]
+        return [stills(columns), *shown(columns, self.channels, self.exclude_views)]
 
     def compose(
         self, items: "Int64[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", catalogue: Catalogue

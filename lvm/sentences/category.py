@@ -65,7 +65,7 @@ class Category(Recipe):
         return np.tile(first_is_input(self.each * len(self.channels)), self.classes)
 
     def conditions(self, columns: Columns) -> list[Condition]:
-        return [*shown(columns, self.channels), stills(columns)]
+        return [stills(columns), *shown(columns, self.channels)]
 
     def compose(
         self, items: "Int64[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", catalogue: Catalogue

@@ -72,7 +72,7 @@ class Multiview(Recipe):
         refuse_long_strides(self.strides, self.views, kinds, self.channels)
 
     def conditions(self, columns: Columns) -> list[Condition]:
-        return [*shown(columns, self.channels, self.exclude_views), clips(columns, self.views)]
+        return [clips(columns, self.views), *shown(columns, self.channels, self.exclude_views)]
 
     def compose(
         self, items: "Int64[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", catalogue: Catalogue

@@ -51,7 +51,7 @@ class Pairs(Recipe):
         return np.tile(first_is_input(2), self.units)
 
     def conditions(self, columns: Columns) -> list[Condition]:
-        return [*shown(columns, (self.input, self.output), self.exclude_views), stills(columns)]
+        return [stills(columns), *shown(columns, (self.input, self.output), self.exclude_views)]
 
     def compose(
         self, items: "Int64[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", catalogue: Catalogue

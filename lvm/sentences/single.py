@@ -34,7 +34,7 @@ class Single(Recipe):
         return first_is_input(1)
 
     def conditions(self, columns: Columns) -> list[Condition]:
-        return [owned(columns, self.channel), stills(columns)]
+        return [stills(columns), owned(columns, self.channel)]
 
     def compose(
         self, items: "Int64[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", catalogue: Catalogue

@@ -52,7 +52,7 @@ class Tuples(Recipe):
         return np.tile(first_is_input(len(self.channels)), self.tuples)
 
     def conditions(self, columns: Columns) -> list[Condition]:
-        return [*shown(columns, self.channels, self.exclude_views), stills(columns)]
+        return [stills(columns), *shown(columns, self.channels, self.exclude_views)]
 
     def compose(
         self, items: "Int64[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", catalogue: Catalogue

@@ -51,7 +51,7 @@ def test_a_class_is_shown_in_stills_that_own_the_channel():
     assert names_of(admitted(Category())) == scenes | {"bare0", "bare1"}  # what has no label, the plan leaves out
     assert names_of(admitted(Category(channels=("image", "depth")))) == scenes
     assert [condition.otherwise for condition in Category().conditions(ITEMS)] == [
+        "clips",
         "excluded view",
         "no image of their own",
-        "clips",
     ]

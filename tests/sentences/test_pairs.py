@@ -60,9 +60,9 @@ def test_clips_are_no_pairs_though_they_hold_both_channels():
 def test_what_is_left_out_of_pairs_is_said_in_words_that_plans_count():
     said = [(condition.otherwise, condition.lacks) for condition in Pairs("image", "depth").conditions(ITEMS)]
     assert said == [
+        ("clips", False),
         ("excluded view", False),
         ("neither image nor depth of their own", False),
         ("no image", True),
         ("no depth", True),
-        ("clips", False),
     ]
