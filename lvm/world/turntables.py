@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TURNTABLE_CHANNELS = ("image", "depth", "normal", "mask", "keypoints")
 NUM_VIEWS = 24
-FIELD_OF_VIEW = 0.68  # holds the bounding sphere at the least radius
+FIELD_OF_VIEW = 0.71  # holds the bounding sphere at the least radius, with a margin
 
 
 @dataclass(frozen=True)
