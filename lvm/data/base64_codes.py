@@ -66,5 +66,6 @@ def decode_equal(texts: Sequence[bytes], count: int) -> "UInt16[np.ndarray, 'tex
     codes = np.empty((len(pairs), 3), np.uint16)
     for column, (first, first_table, second, second_table) in enumerate(_PAIRS):
         np.bitwise_or(first_table.take(pairs[:, first]), second_table.take(pairs[:, second]), out=codes[:, column])
-    codes = codes.reshape(len(texts), -1)[:, :count]
-    return None if codes.max() == NO_CODE else codes
+    if codes.max() == NO_CODE:  # also behind the last code, whose upper half reaches there
+        return None
+    return codes.reshape(len(texts), -1)[:, :count]
