@@ -2,6 +2,8 @@
 
     lvm data plan data/demo sources.world.store=STORE
     lvm data explain data/demo --window 81203 sources.world.store=STORE [--out w.png --tokenizer NAME_OR_PATH]
+    lvm data plan data/uvd_v1 --tokens 100e9                     # how often each entry is seen in so many
+    lvm data plan data/demo sources.world.store=STORE --out s.png    # a sentence of each entry, drawn
     lvm data plan data/reference jsonl=FILE
 
 CONFIG is a data config (a file, or a name below configs/), or the config of a run with a `data` group; KEY=VALUE
@@ -11,18 +13,12 @@ overrides follow it. Nothing is written but the picture of --out.
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lvm.data
 from lvm.data import TokenPlan
 from lvm.runtime import UserError, atomic_path
 from lvm.runtime.config_files import load_config
-
-if TYPE_CHECKING:
-    from jaxtyping import UInt8
-    from numpy import ndarray
-
-EDGE = {"input": (90, 90, 90), "answer": (40, 150, 80)}  # frames round the pictures of --out
 
 
 def main(argv: list[str]) -> int:
@@ -31,20 +27,28 @@ def main(argv: list[str]) -> int:
     parser.add_argument("config", metavar="CONFIG")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--tokens", type=float, help="plan: count epochs of so many picture tokens, as 420e9")
     parser.add_argument("--window", type=int, help="explain: its number, from 0")
-    parser.add_argument("--out", type=Path, help="explain: draw the window as strips, one a sentence, into this PNG")
-    parser.add_argument("--tokenizer", help="the store's tokenizer, which --out decodes with")
+    parser.add_argument("--out", type=Path, help="draw into this PNG: the window, or a sentence of each entry")
+    parser.add_argument("--draw", type=int, default=0, help="plan: which draw of each entry --out shows (0)")
+    parser.add_argument("--tokenizer", help="the one --out decodes with; the one the store remembers, if not given")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.action == "explain" and (arguments.window is None or arguments.window < 0):
         raise UserError("lvm data explain needs --window N, a number from 0")
-    token_plan = open_plan(arguments.config, arguments.overrides)
+    if arguments.tokens is not None and arguments.tokens <= 0:
+        raise UserError(f"--tokens is {arguments.tokens:g}; use more than 0")
+    plan = open_plan(arguments.config, arguments.overrides)
     if arguments.action == "plan":
-        print(plan_json(token_plan) if arguments.json else plan_text(token_plan))
-        return 0
-    sentences = token_plan.explain(arguments.window)
-    print(json.dumps(sentences, indent=1) if arguments.json else window_text(sentences))
+        rows = plan.describe(arguments.tokens)
+        print(plan_json(plan, rows) if arguments.json else plan_text(plan, rows))
+        sentences = plan.samples(arguments.draw) if arguments.out else []
+        titles = [""] * len(sentences)
+    else:
+        sentences = plan.explain(arguments.window)
+        print(json.dumps(sentences, indent=1) if arguments.json else window_text(sentences))
+        titles = ["tokens {start}..{end}: ".format(**one | {"end": one["end"] - 1}) for one in sentences]
     if arguments.out is not None:
-        draw(token_plan, sentences, arguments.tokenizer, arguments.out)
+        draw(plan, sentences, titles, arguments.tokenizer, arguments.out)
     return 0
 
 
@@ -60,13 +64,13 @@ def open_plan(name: str, overrides: list[str]) -> TokenPlan:
     return lvm.data.open_plan({key: value for key, value in data.items() if key != "new_plan"})
 
 
-def plan_json(plan: TokenPlan) -> str:
+def plan_json(plan: TokenPlan, rows: list[dict[str, Any]]) -> str:
     waste = [plan.waste(stage) for stage in range(len(plan.stages))]
-    return json.dumps({"fingerprint": plan.fingerprint, "waste": waste, "entries": plan.describe()}, indent=1)
+    return json.dumps({"fingerprint": plan.fingerprint, "waste": waste, "entries": rows}, indent=1)
 
 
-def plan_text(plan: TokenPlan) -> str:
-    titles = (
+def plan_text(plan: TokenPlan, all_rows: list[dict[str, Any]]) -> str:
+    titles: tuple[str, ...] = (
         "entry",
         "source",
         "recipe",
@@ -76,15 +80,19 @@ def plan_text(plan: TokenPlan) -> str:
         "tokens/epoch",
         "of tokens",
         "of sentences",
+        "epochs",
     )
+    if all(row["epochs"] is None for row in all_rows):
+        titles = titles[:-1]
     lines = []
     for number, stage in enumerate(plan.stages):
-        rows = [row for row in plan.describe() if row["stage"] == number]
+        rows = [row for row in all_rows if row["stage"] == number]
         cells = [
             (
                 *(str(row[key]) for key in ("entry", "source", "recipe", "pictures")),
                 *(f"{row[key]:,}" for key in ("units", "sentences", "tokens")),
-                *(f"{row[key]:.2%}" for key in ("token_share", "sentence_share")),
+                *(share(row[key]) for key in ("token_share", "sentence_share")),
+                *([] if row["epochs"] is None else [f"{row['epochs']:.3g}"]),
             )
             for row in rows
         ]
@@ -110,6 +118,11 @@ def plan_text(plan: TokenPlan) -> str:
     return "\n".join([*lines, f"fingerprint {plan.fingerprint}"])
 
 
+def share(value: float) -> str:
+    """Per cent, with as many digits as a small one needs."""
+    return f"{value:.2%}" if value >= 0.001 else f"{100 * value:.2g}%"
+
+
 def window_text(sentences: list[dict[str, Any]]) -> str:
     lines = []
     for sentence in sentences:
@@ -124,51 +137,13 @@ def window_text(sentences: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(plan: TokenPlan, sentences: list[dict[str, Any]], tokenizer: str | None, out: Path) -> None:
-    """One strip of decoded pictures a sentence, answers framed in green; pictures that the window cuts are whole."""
-    import numpy as np
-    import torch
-    from PIL import Image
+def draw(plan: TokenPlan, sentences: list[dict[str, Any]], titles: list[str], tokenizer: str | None, out: Path) -> None:
+    """One strip of decoded pictures a sentence, its answers marked."""
+    from lvm.commands._strips import find_tokenizer, sentence_rows, sheet
 
-    from tokenizer import VQGAN
-
-    if tokenizer is None:
-        raise UserError("--out draws pictures: name the store's tokenizer with --tokenizer")
-    vqgan = VQGAN.from_pretrained(tokenizer)
-    known = (plan.tokenizer_fingerprint or vqgan.fingerprint, plan.num_codes)
-    if known != (vqgan.fingerprint, vqgan.config.num_embeddings):
-        raise UserError(f"--tokenizer {tokenizer} is not the one this store was made with; name that one")
-    strips: list[Any] = []
-    for sentence in sentences:
-        pictures = sentence["pictures"]
-        store = plan.stores[sentence["source"]]
-        if not pictures:
-            continue
-        bits = np.array([store.channels.index(picture["channel"]) for picture in pictures])
-        codes = store.pictures(
-            np.array([picture["item"] for picture in pictures]),
-            bits,
-            np.array([picture["frame"] for picture in pictures]),
-        )
-        with torch.inference_mode():
-            decoded = vqgan.decode(torch.from_numpy(codes.astype(np.int64)), store.grid)
-        pixels = (decoded * 255).round().byte().permute(0, 2, 3, 1).numpy()  # n c y x -> n y x c
-        strips.append(np.concatenate([framed(p, EDGE[about["role"]]) for p, about in zip(pixels, pictures)], axis=1))
-    if not strips:
+    vqgan = find_tokenizer(next(iter(plan.stores.values())), tokenizer)
+    rows = sentence_rows(plan, vqgan, sentences, titles)
+    if not rows:
         raise UserError("this window shows no whole picture; --out has nothing to draw")
-    sheet = np.full((sum(len(s) for s in strips), max(s.shape[1] for s in strips), 3), 255, np.uint8)
-    top = 0
-    for strip in strips:
-        sheet[top : top + len(strip), : strip.shape[1]] = strip
-        top += len(strip)
     with atomic_path(out) as aside:
-        Image.fromarray(sheet).save(aside, format="PNG")
-
-
-def framed(picture: "UInt8[ndarray, 'y x 3']", colour: tuple[int, int, int]) -> "UInt8[ndarray, 'y x 3']":
-    import numpy as np
-
-    canvas = np.empty((picture.shape[0] + 4, picture.shape[1] + 4, 3), np.uint8)
-    canvas[:] = colour
-    canvas[2:-2, 2:-2] = picture
-    return canvas
+        sheet(rows).save(aside, format="PNG")

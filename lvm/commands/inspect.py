@@ -6,32 +6,25 @@ lvm inspect STORE --out page.html --sentences CONFIG             # and the sente
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from einops import rearrange
-from PIL import Image, ImageDraw
 
+from lvm.commands._strips import Cell, Row, cell_side, decode, find_tokenizer, sentence_rows, sheet
 from lvm.commands.data import open_plan
-from lvm.data import TokenPlan
 from lvm.evaluation.report import STYLE, png, section, table
-from lvm.evaluation.sheet import enlarge
 from lvm.runtime import UserError, atomic_path
 from lvm.sources import BrokenItem, Source, open_source
 from lvm.store import TokenStore
-from tokenizer import VQGAN, pretrained_names
+from tokenizer import VQGAN
 
 if TYPE_CHECKING:
-    from jaxtyping import Int64, UInt8, UInt16
+    from jaxtyping import Int64, UInt8
 
 MAX_CELLS = 12  # on a row; of a clip with several channels fewer frames are shown
 MAX_SOURCES = 40  # rows of the table of counts
-LARGEST = 160  # pixels a side of a shown picture
-LINE = 12  # pixels of a line of text
 
 
 def shown_channels(store: TokenStore) -> "Int64[np.ndarray, 'items']":
@@ -65,30 +58,6 @@ def pictures_of(store: TokenStore, i: int) -> list[tuple[str, int]]:
     channels = [channel for bit, channel in enumerate(store.channels) if mask >> bit & 1]
     frames = np.unique(np.linspace(0, count - 1, min(count, max(2, MAX_CELLS // len(channels)))).astype(int))
     return [(channel, frame) for channel in channels for frame in frames.tolist()]
-
-
-def decode(vqgan: VQGAN, codes: "UInt16[np.ndarray, 'n t']", grid: tuple[int, int]) -> "UInt8[np.ndarray, 'n y x 3']":
-    with torch.inference_mode():
-        pixels = [
-            vqgan.decode(torch.from_numpy(part.astype(np.int64)), grid) for part in np.array_split(codes, len(codes))
-        ]
-    return (rearrange(torch.cat(pixels), "n c y x -> n y x c") * 255).round().to(torch.uint8).numpy()
-
-
-# What is shown: rows of cells, drawn as a PNG or as a page.
-
-
-@dataclass(frozen=True)
-class Cell:
-    name: str
-    decoded: "UInt8[np.ndarray, 'y x 3']"
-    original: "UInt8[np.ndarray, 'y x 3'] | None" = None
-
-
-@dataclass(frozen=True)
-class Row:
-    title: str
-    cells: list[Cell]
 
 
 def item_rows(store: TokenStore, vqgan: VQGAN, rows: int, source: Source | None = None) -> list[Row]:
@@ -128,27 +97,6 @@ def originals(source: Source | None, units: dict[str, int], store: TokenStore, i
     return found
 
 
-def sentence_rows(plan: TokenPlan, vqgan: VQGAN, windows: int) -> list[Row]:
-    """A row a sentence of the plan's first windows, as they are read in training."""
-    for name, store in plan.stores.items():
-        if store.tokenizer_fingerprint not in ("", vqgan.fingerprint):
-            raise UserError(f"source {name} of --sentences is a store of another tokenizer; inspect that one apart")
-    rows = []
-    for window in range(windows):
-        for sentence in plan.explain(window):
-            pictures = sentence["pictures"]
-            if not pictures:
-                continue
-            store = plan.stores[sentence["source"]]
-            columns = [[picture[key] for picture in pictures] for key in ("item", "frame")]
-            bits = np.array([store.bit(picture["channel"]) for picture in pictures])
-            codes = store.pictures(np.array(columns[0]), bits, np.array(columns[1]))
-            names = [f"{picture['channel']}{' →' if picture['role'] == 'answer' else ''}" for picture in pictures]
-            cells = [Cell(name, shown) for name, shown in zip(names, decode(vqgan, codes, store.grid))]
-            rows.append(Row(f"window {window}: {sentence['entry']} ({sentence['recipe']})", cells))
-    return rows
-
-
 def counts(store: TokenStore) -> list[list[Any]]:
     """Pictures by source (the first part of the ids, where there are a few) and channel; a last row of all."""
     first = [store.id(i).split("/")[0] for i in range(len(store))]
@@ -164,31 +112,6 @@ def counts(store: TokenStore) -> list[list[Any]]:
         ]
         rows.append([name, int(here.sum()), *pictures, sum(pictures) * store.tokens_per_picture])
     return [*rows, ["all", *(sum(column) for column in zip(*(row[1:] for row in rows)))]] if len(rows) > 1 else rows
-
-
-def sheet(rows: Sequence[Row]) -> Image.Image:
-    """Titles above the rows, names below the cells, originals above what was decoded."""
-    side = cell_side(rows)
-    tall = [LINE + 4 + (side + 2) * (1 + any(c.original is not None for c in row.cells)) + LINE for row in rows]
-    image = Image.new("RGB", (max(len(row.cells) for row in rows) * (side + 4) + 4, sum(tall) + 4), "white")
-    pen, top = ImageDraw.Draw(image), 0
-    for row, height in zip(rows, tall):
-        pen.text((4, top), row.title, fill="black")
-        for column, cell in enumerate(row.cells):
-            left, y = 4 + column * (side + 4), top + LINE + 4
-            for picture in (cell.original, cell.decoded):
-                if picture is not None:
-                    image.paste(Image.fromarray(enlarge(picture, side)), (left, y))
-                    y += side + 2
-            pen.text((left, y - 2), cell.name, fill="gray")
-        top += height
-    return image
-
-
-def cell_side(rows: Sequence[Row]) -> int:
-    """Whole multiples of small pictures; large ones reduced."""
-    pixels = rows[0].cells[0].decoded.shape[0]
-    return min(LARGEST, pixels * max(1, 96 // pixels))
 
 
 PAGE_STYLE = """
@@ -232,24 +155,6 @@ def page(store: TokenStore, items: Sequence[Row], sentences: Sequence[Row]) -> s
     )
 
 
-def find_tokenizer(store: TokenStore, given: str | None) -> VQGAN:
-    """The tokenizer named, else the one the store remembers, else a shipped one of the same fingerprint."""
-    for name in [given] if given else [store.info.get("tokenizer") or "", *pretrained_names()]:
-        if not name or (not given and name not in pretrained_names() and not Path(name).exists()):
-            continue
-        vqgan = VQGAN.from_pretrained(name)
-        if vqgan.fingerprint == store.tokenizer_fingerprint:
-            return vqgan
-        if given:
-            raise UserError(
-                f"tokenizer {given} ({vqgan.fingerprint[:12]}) is not the one {store.where} was made with "
-                f"({store.tokenizer_fingerprint[:12]}); name that one"
-            )
-    raise UserError(
-        f"the tokenizer of {store.where} ({store.tokenizer_fingerprint[:12]}) is not where it was; give --tokenizer"
-    )
-
-
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("lvm inspect", description=__doc__)
     parser.add_argument("store")
@@ -279,7 +184,9 @@ def main(argv: Sequence[str]) -> int:
             )
     sentences = []
     if arguments.sentences:
-        sentences = sentence_rows(open_plan(arguments.sentences, arguments.overrides), vqgan, arguments.windows)
+        plan = open_plan(arguments.sentences, arguments.overrides)
+        shown = [(f"window {w}: ", one) for w in range(arguments.windows) for one in plan.explain(w)]
+        sentences = sentence_rows(plan, vqgan, [one for _, one in shown], [title for title, _ in shown])
     items = item_rows(store, vqgan, max(1, arguments.items), source)
     with atomic_path(out) as aside:
         if out.suffix.lower() == ".html":

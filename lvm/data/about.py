@@ -27,20 +27,36 @@ def explain(plan: "TokenPlan", i: int) -> list[dict[str, Any]]:
         entry = plan.entries[row]
         for place, at in enumerate(here.tolist()):
             start = int(sentences.placed.start[at])
-            numbers = (pictures.item[place], pictures.channel[place], pictures.frame[place], entry.recipe.roles())
             rows[at] = {
-                "entry": entry.name,
-                "source": entry.source,
-                "recipe": plan.config.entries[entry.name].recipe,
+                **_of_entry(plan, row),
                 "stage": plan.stages.index(stage),
                 "sentence": int(sentences.placed.sentence[at]),
                 "draw": int(sentences.draw[at]),
                 "epoch": int(epochs[at]),
                 "start": start,
                 "end": start + stage.packing.written(entry.length),
-                "pictures": [_picture(entry, *map(int, four)) for four in zip(*numbers)],
+                "pictures": _pictures(entry, pictures, place),
             }
     return rows
+
+
+def samples(plan: "TokenPlan", draw: int = 0) -> list[dict[str, Any]]:
+    """Sentence `draw` of each entry, in the words of `explain`."""
+    rows = []
+    entries = np.arange(len(plan.entries))
+    for row, _, pictures in plan.compose(entries, np.full(len(entries), draw)):
+        rows.append({**_of_entry(plan, row), "draw": draw, "pictures": _pictures(plan.entries[row], pictures, 0)})
+    return rows
+
+
+def _of_entry(plan: "TokenPlan", row: int) -> dict[str, Any]:
+    entry = plan.entries[row]
+    return {"entry": entry.name, "source": entry.source, "recipe": entry.recipe.name}
+
+
+def _pictures(entry: "Entry", shown: Any, place: int) -> list[dict[str, Any]]:
+    numbers = (shown.item[place], shown.channel[place], shown.frame[place], entry.recipe.roles())
+    return [_picture(entry, *map(int, four)) for four in zip(*numbers)]
 
 
 def _picture(entry: "Entry", item: int, bit: int, frame: int, role: int) -> dict[str, Any]:

@@ -373,6 +373,10 @@ class TokenPlan:
         """The sentences of window i: entry, draw, place, origin of every picture. See `lvm.data.about`."""
         return about.explain(self, i)
 
+    def samples(self, draw: int = 0) -> list[dict[str, Any]]:
+        """Sentence `draw` of each entry and the origin of its pictures. See `lvm.data.about`."""
+        return about.samples(self, draw)
+
     def describe(self, total_tokens: float | None = None) -> list[dict[str, Any]]:
         """One row for each stage and entry: sentences, tokens, shares, what was left out. See `lvm.data.about`."""
         return about.describe(self, total_tokens)

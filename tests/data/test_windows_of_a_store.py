@@ -105,11 +105,28 @@ def test_the_explain_command_names_and_draws_the_window(world, capsys, tmp_path)
     data_command(["explain", *arguments, "--window", "7", "--out", str(out), "--tokenizer", str(world[1])])
     text = capsys.readouterr().out
     assert text.count("shard 0000") >= 3 and "tokens 0.." in text
-    width, height = Image.open(out).size
-    assert width in (36, 144) and height % 36 == 0
     data_command(["explain", *arguments, "--window", "7", "--json"])
     sentences = json.loads(capsys.readouterr().out)
     assert sum(len(s["pictures"]) for s in sentences) == text.count("shard 0000")
+    assert Image.open(out).size == size_of_strips([len(s["pictures"]) for s in sentences])
+
+
+def size_of_strips(pictures):
+    """Of cells of 96 px under a line of text, above another."""
+    return 4 + 100 * max(pictures), 4 + len(pictures) * (96 + 2 + 12 + 4 + 12)
+
+
+def test_the_plan_command_draws_a_sentence_of_each_entry(world, capsys, tmp_path):
+    from PIL import Image
+
+    out = tmp_path / "strips.png"
+    arguments = [f"sources.world.store={world[0]}", "seq_len=64", "period=128", "--tokenizer", str(world[1])]
+    assert data_command(["plan", "data/debug", *arguments, "--out", str(out), "--tokens", "1e6"]) == 0
+    assert "epochs" in capsys.readouterr().out
+    assert Image.open(out).size == size_of_strips([4, 4, 4, 1])
+    first = Image.open(out).tobytes()
+    data_command(["plan", "data/debug", *arguments, "--out", str(out), "--draw", "1"])
+    assert "epochs" not in capsys.readouterr().out and Image.open(out).tobytes() != first
 
 
 @pytest.mark.parametrize(
@@ -131,6 +148,6 @@ def test_a_drawing_without_or_with_another_tokenizer_is_refused(world, tmp_path)
     arguments = ["explain", "data/debug", f"sources.world.store={world[0]}", "seq_len=64", "--window", "0", "--out"]
     with pytest.raises(UserError, match="--tokenizer"):
         data_command([*arguments, str(tmp_path / "w.png")])
-    with pytest.raises(UserError, match="is not the one this store was made with"):
+    with pytest.raises(UserError, match="is not the one .* was made with"):
         data_command([*arguments, str(tmp_path / "w.png"), "--tokenizer", str(world[0].parent / "other")])
     assert not list(tmp_path.iterdir())
