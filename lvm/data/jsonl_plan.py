@@ -168,14 +168,12 @@ class JsonLinesPlan:
 
     def explain(self, i: int) -> list[dict[str, Any]]:
         """The sentences of window i: line of the file, place, and which picture stands where; parts are not listed."""
-        first, index = i * self.seq_len, self.file.index
+        first = i * self.seq_len
         sentences = self.sentences(first, first + self.seq_len + 1)
         columns = (sentences.number, sentences.passes, sentences.row, sentences.start, sentences.codes)
         return [
             {
-                "entry": self.names[0],
-                "source": self.names[0],
-                "recipe": "jsonl",
+                **self._of_file,
                 "stage": 0,
                 "sentence": number,
                 "draw": number,
@@ -183,37 +181,46 @@ class JsonLinesPlan:
                 "start": start,
                 "end": start + codes + self.extra,
                 "codes": codes,
-                "pictures": [
-                    self._picture(row, frame, int(index.line[row]), int(index.start[row]))
-                    for frame in range(codes // self.tokens_per_picture)
-                ],
+                "pictures": self._pictures(row, codes),
             }
             for number, passes, row, start, codes in zip(*(column.tolist() for column in columns))
             if codes + self.extra
         ]
 
-    def _picture(self, row: int, frame: int, line: int, byte: int) -> dict[str, Any]:
-        return {
-            "item": row,
-            "id": f"{PurePosixPath(self.config.jsonl).name}:{line}",
-            "view": 0,
-            "channel": "image",
-            "frame": frame,
-            "role": ROLES[ANSWER if frame else INPUT],
-            "store": self.config.jsonl,
-            "line": line,
-            "byte": byte,
-        }
+    def samples(self, draw: int = 0) -> list[dict[str, Any]]:
+        """One sentence of the file, in the words of `explain`."""
+        row = draw % len(self.file)
+        before, after = self.file.index.codes_before[row : row + 2].tolist()
+        return [{**self._of_file, "draw": draw, "pictures": self._pictures(row, after - before)}]
 
-    def describe(self) -> list[dict[str, Any]]:
-        """The one row of `TokenPlan.describe`; a period is the file."""
+    @property
+    def _of_file(self) -> dict[str, str]:
+        return {"entry": self.names[0], "source": self.names[0], "recipe": "jsonl"}
+
+    def _pictures(self, row: int, codes: int) -> list[dict[str, Any]]:
+        line = int(self.file.index.line[row])
+        return [
+            {
+                "item": row,
+                "id": f"{PurePosixPath(self.config.jsonl).name}:{line}",
+                "view": 0,
+                "channel": "image",
+                "frame": frame,
+                "role": ROLES[ANSWER if frame else INPUT],
+                "store": self.config.jsonl,
+                "line": line,
+                "byte": int(self.file.index.start[row]),
+            }
+            for frame in range(codes // self.tokens_per_picture)
+        ]
+
+    def describe(self, total_tokens: float | None = None) -> list[dict[str, Any]]:
+        """The one row of `TokenPlan.describe`; a period is the file. Epochs are those in so many picture tokens."""
         sizes = sorted({codes // self.tokens_per_picture for codes in self.file.index.lengths})
         return [
             {
                 "stage": 0,
-                "entry": self.names[0],
-                "source": self.names[0],
-                "recipe": "jsonl",
+                **self._of_file,
                 "units": len(self.file),
                 "sentences": len(self.file),
                 "pictures": sizes[0] if len(sizes) == 1 else f"{sizes[0]}..{sizes[-1]}",
@@ -221,6 +228,7 @@ class JsonLinesPlan:
                 "sentences_per_period": len(self.file),
                 "sentence_share": 1.0,
                 "token_share": 1.0,
+                "epochs": total_tokens and total_tokens / int(self.file.index.codes_before[-1]),
                 "left_out": {},
             }
         ]
@@ -259,7 +267,8 @@ class PicturesOfFile:
 
     def __init__(self, config: JsonLinesConfig, file: TokenFile):
         self._file, self._tokens = file, config.tokens_per_picture
-        self.tokenizer_fingerprint = config.tokenizer_fingerprint
+        self.tokenizer_fingerprint, self.num_codes = config.tokenizer_fingerprint, config.num_codes
+        self.where = config.jsonl
         side = math.isqrt(self._tokens)
         self.grid = (side, side) if side * side == self._tokens else (1, self._tokens)
 
