@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LARGEST = 160  # pixels a side of a shown picture
 LINE = 12  # pixels of a line of text
+ANSWER = (40, 150, 80)  # under the pictures that answer others
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Cell:
     name: str
     decoded: "UInt8[np.ndarray, 'y x 3']"
     original: "UInt8[np.ndarray, 'y x 3'] | None" = None
+    answer: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,11 @@ def sentence_rows(
         items, frames = (np.array([picture[key] for picture in pictures]) for key in ("item", "frame"))
         bits = np.array([store.channels.index(picture["channel"]) for picture in pictures])
         decoded = decode(vqgan, store.pictures(items, bits, frames), store.grid)
-        names = [f"{picture['channel']}{' →' if picture['role'] == 'answer' else ''}" for picture in pictures]
-        rows.append(Row(f"{title}{sentence['entry']} ({sentence['recipe']})", [*map(Cell, names, decoded)]))
+        cells = [
+            Cell(picture["channel"], pixels, answer=picture["role"] == "answer")
+            for picture, pixels in zip(pictures, decoded)
+        ]
+        rows.append(Row(f"{title}{sentence['entry']} ({sentence['recipe']})", cells))
     return rows
 
 
@@ -79,7 +84,9 @@ def sheet(rows: Sequence[Row]) -> Image.Image:
                 if picture is not None:
                     image.paste(Image.fromarray(enlarge(picture, side)), (left, y))
                     y += side + 2
-            pen.text((left, y - 2), cell.name, fill="gray")
+            pen.text((left, y - 2), cell.name, fill=ANSWER if cell.answer else "gray")
+            if cell.answer:
+                pen.line((left, y - 1, left + side - 1, y - 1), fill=ANSWER, width=2)
         top += height
     return image
 

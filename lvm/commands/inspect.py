@@ -135,7 +135,9 @@ def page(store: TokenStore, items: Sequence[Row], sentences: Sequence[Row]) -> s
         for cell in row.cells:
             pictures = [picture for picture in (cell.original, cell.decoded) if picture is not None]
             shown = "".join(image(picture) for picture in pictures)
-            figures.append(f"<figure>{shown}<figcaption>{escape(cell.name)}</figcaption></figure>")
+            figures.append(
+                f"<figure>{shown}<figcaption>{escape(cell.name)}{' →' if cell.answer else ''}</figcaption></figure>"
+            )
         return f'<h3>{escape(row.title)}</h3><div class="strip">{"".join(figures)}</div>'
 
     titles = ["source", "items", *store.channels, "tokens"]

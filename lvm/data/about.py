@@ -164,6 +164,7 @@ def _given(plan: "TokenPlan") -> dict[str, Any]:
                 "source": config.entries[name].source,
                 "recipe": config.entries[name].recipe,
                 "options": _plain(dataclasses.asdict(make_recipe(config, name))),  # type: ignore[call-overload]
+                "only": _plain(dataclasses.asdict(config.entries[name].only)),
             }
             for name, index in zip(config.used_entries(), plan.index)
         },

@@ -33,12 +33,28 @@ class SourceConfig:
 
 
 @dataclass(frozen=True)
+class OnlyConfig:
+    """Which items of its source an entry may use, beside what its recipe needs."""
+
+    channels: tuple[str, ...] = ()  # items that have all of these, in themselves or in their view 0
+    pictures: tuple[int, int] | None = None  # items of so many pictures, from and to: clips of one length
+    labels: tuple[int, int] | None = None  # items of these classes, from and to
+
+    def __post_init__(self) -> None:
+        for name in ("pictures", "labels"):
+            given = getattr(self, name)
+            if given is not None and given[0] > given[1]:
+                raise UserError(f"only.{name} is {list(given)}; give from and to, the smaller first")
+
+
+@dataclass(frozen=True)
 class EntryConfig:
     source: str  # a key of `sources`; the entry's own name if not given
     recipe: str  # one of lvm/sentences
     weight: float | None = None  # share of the mixture, relative to the other entries; see `weights_by`
     epochs: float | None = None  # in place of a weight: how often each of its sentences is seen in `total_tokens`
     max_epochs: float | None = None  # no more of it than so often in `total_tokens`; the others share the rest
+    only: OnlyConfig = field(default_factory=OnlyConfig)  # some of the source's items
     missing: Literal["skip", "error"] = "skip"  # items that lack a channel: left out and counted, or refused
     options: dict[str, Any] = field(default_factory=dict)  # of the recipe
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lvm.data.config import DataConfig, make_recipe
+from lvm.data.config import DataConfig, OnlyConfig, make_recipe
 from lvm.runtime import UserError
 from lvm.runtime.hashing import group_hash, held_out
 from lvm.sentences import Columns, Condition, Recipe
+from lvm.sentences.base import channel_bit
 
 if TYPE_CHECKING:
     from jaxtyping import Int64, UInt8, UInt32, UInt64
@@ -103,6 +104,7 @@ class _Found:
 
     name: str
     recipe: Recipe
+    only: OnlyConfig
     strict: bool  # an item that lacks a channel is an error
     packed: "list[UInt8[np.ndarray, 'bytes']]"
     items: "list[Int64[np.ndarray, 'units']]"
@@ -157,10 +159,11 @@ def _start(config: DataConfig, name: str, store: "Store") -> _Found:
         raise UserError(f"source {options.source!r} has {len(store)} items; split it into stores of fewer than 2^32")
     try:
         recipe.check(store.blocks)
-        recipe.conditions(store.columns(0, 0))  # names of channels
+        list(_wanted(options.only, store.columns(0, 0)))  # names of channels
+        recipe.conditions(store.columns(0, 0))
     except UserError as error:
         raise UserError(f"entry {name!r}: {error}") from None
-    return _Found(name, recipe, options.missing == "error", [], [], [], {})
+    return _Found(name, recipe, options.only, options.missing == "error", [], [], [], {})
 
 
 def _rules(config: DataConfig, source: str, store: "Store") -> list[Rule]:
@@ -192,13 +195,25 @@ def _rules(config: DataConfig, source: str, store: "Store") -> list[Rule]:
     ]
 
 
+def _wanted(only: OnlyConfig, columns: Columns) -> Iterator[Condition]:
+    """What the config asks of an entry's items."""
+    for channel in only.channels:
+        channel_bit(columns.channels, channel)
+        yield Condition(f"not among those with {channel}", np.asarray(columns.has(channel)))
+    for what, bounds, column in (("pictures", only.pictures, "num_pictures"), ("label", only.labels, "label")):
+        if bounds is not None:
+            values = np.asarray(getattr(columns, column))
+            wanted = f"{bounds[0]} to {bounds[1]}" if bounds[0] < bounds[1] else f"{bounds[0]}"
+            yield Condition(f"not of {wanted} {what}", (values >= bounds[0]) & (values <= bounds[1]))
+
+
 def _look(entries: list[_Found], rules: list[Rule], columns: Columns, start: int, stop: int) -> Iterator[Any]:
     """For each entry, of one run of items: what is left, by which column it agrees, how many each condition lost."""
     of_source = [rule(columns, start, stop) for rule in rules]
     for entry in entries:
         left = np.ones(stop - start, bool)
         lost: list[tuple[str, int]] = []
-        conditions = [*of_source, *entry.recipe.conditions(columns)]
+        conditions = [*of_source, *_wanted(entry.only, columns), *entry.recipe.conditions(columns)]
         if entry.recipe.agree == "label":
             conditions.append(Condition("no label", np.asarray(columns.label) >= 0))
         for condition in conditions:

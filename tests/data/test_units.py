@@ -97,6 +97,43 @@ def test_too_few_groups_for_one_sentence_are_refused_with_what_was_left_out():
         categories(4, 4, items=20)
 
 
+@pytest.mark.parametrize(
+    ("only", "holds"),
+    [
+        ({"channels": ["edge"]}, lambda i: STORE.columns().has("edge")[i]),
+        ({"pictures": [40, 40]}, lambda i: STORE.num_pictures[i] == 40),
+        ({"pictures": [2, 20]}, lambda i: STORE.num_pictures[i] == 16),
+        ({"labels": [1, 2]}, lambda i: STORE.label[i] in (1, 2)),
+    ],
+)
+def test_an_entry_uses_only_the_items_its_config_wants(only, holds):
+    recipe = {"recipe": "video", "frames": 4} if "pictures" in only else {"recipe": "single"}
+    entry = {"source": "world", "weight": 1, **recipe}
+    plan, whole = (
+        TokenPlan.from_config(mixture("concat", entries={"e": entry | more}), {"world": STORE})
+        for more in ({"only": only}, {})
+    )
+    shown = {p["item"] for i in range(60) for s in plan.explain(i) for p in s["pictures"]}
+    assert shown and all(holds(i) for i in shown)
+    assert plan.entries[0].num_units < whole.entries[0].num_units and plan.fingerprint != whole.fingerprint
+    assert sum(plan.left_out().values()) == len(STORE) - plan.entries[0].num_units
+
+
+@pytest.mark.parametrize(
+    ("only", "says"),
+    [
+        ({"channels": ["edgy"]}, "entry 'e': unknown channel 'edgy'; this store holds image"),
+        ({"pictures": [20, 2]}, r"only\.pictures is \[20, 2\]; give from and to, the smaller first"),
+        ({"labels": [90, 99]}, "has 0 usable items .* not of 90 to 99 label"),
+        ({"label": 1}, r"unknown config key 'data\.entries\.e\.only\.label'; did you mean 'labels'"),
+    ],
+)
+def test_items_that_cannot_be_wanted_are_refused(only, says):
+    entry = {"source": "world", "weight": 1, "recipe": "single", "only": only}
+    with pytest.raises(UserError, match=says):
+        TokenPlan.from_config(mixture("concat", entries={"e": entry}), {"world": STORE})
+
+
 def test_a_simulated_store_is_the_same_wherever_it_is_opened():
     config = SimulatedConfig(items=10**9, channels=("image", "depth"), pictures=3, tokens_per_picture=4)
     a, b = SimulatedStore("s", config), SimulatedStore("s", config)

@@ -148,6 +148,6 @@ def test_a_drawing_without_or_with_another_tokenizer_is_refused(world, tmp_path)
     arguments = ["explain", "data/debug", f"sources.world.store={world[0]}", "seq_len=64", "--window", "0", "--out"]
     with pytest.raises(UserError, match="--tokenizer"):
         data_command([*arguments, str(tmp_path / "w.png")])
-    with pytest.raises(UserError, match="is not the one .* was made with"):
+    with pytest.raises(UserError, match=r"is not the one .* was made with"):
         data_command([*arguments, str(tmp_path / "w.png"), "--tokenizer", str(world[0].parent / "other")])
     assert not list(tmp_path.iterdir())
