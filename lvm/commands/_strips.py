@@ -103,7 +103,7 @@ def find_tokenizer(store: Any, given: str | None) -> VQGAN:
         if not name or (not given and name not in pretrained_names() and not Path(name).exists()):
             continue
         vqgan = VQGAN.from_pretrained(name)
-        if vqgan.fingerprint == store.tokenizer_fingerprint:
+        if vqgan.fingerprint == store.tokenizer_fingerprint or (given and not store.tokenizer_fingerprint):
             return vqgan
         if given:
             raise UserError(
