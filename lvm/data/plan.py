@@ -263,10 +263,12 @@ class TokenPlan:
     ) -> Iterator[tuple[int, Any, Pictures]]:
         """(entry, which of the sentences, their pictures) for each entry among the sentences."""
         drawn = self.draws.draw(entry, draw)
-        order = np.argsort(entry, kind="stable")
-        borders = np.flatnonzero(np.diff(entry[order])) + 1
-        for here in np.split(order, borders):
-            row = int(entry[here[0]])
+        order = entry.argsort(kind="stable")
+        ordered = entry[order]
+        (last,) = (ordered[1:] != ordered[:-1]).nonzero()
+        for first, end in zip([0, *(last + 1).tolist()], [*(last + 1).tolist(), len(order)]):
+            here = order[first:end]
+            row = int(ordered[first])
             recipe = self.entries[row].recipe
             items = drawn.unit[drawn.first[here][:, None] + np.arange(recipe.units)]
             yield row, here, recipe.compose(items, drawn.key[here], self.entries[row].store)
@@ -343,6 +345,11 @@ class TokenPlan:
                 uses += [(int(p), name, int(s)) for p, s in zip(place[first], shard)]
             found |= dict.fromkeys((name, shard) for _, name, shard in sorted(uses))
         return list(found)
+
+    def check_files(self) -> None:
+        """Raise `UserError` that names the first shard of its stores that is missing or changed, reading no token."""
+        for store in self.stores.values():
+            store.check_files()
 
     # What the plan says of itself.
 

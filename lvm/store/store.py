@@ -8,8 +8,9 @@ import hashlib
 import json
 import resource
 import threading
-from collections.abc import Collection
-from functools import cached_property
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 KEPT_STRINGS = 16  # shards whose strings stay in memory
 KEPT_BASES = 256  # shards of which it is remembered where each item's view 0 is
-KEPT_REMOTE_TARS = 64  # shards that stay mapped, and so in the cache; of a store on this machine see `kept_tars`
+KEPT_READS = 64  # calls of `pictures` that a tar of the cache stays mapped for, and so cannot leave it
+CHECKED_AT_ONCE = 16  # files looked at together
 
 
 class TokenStore:
@@ -72,8 +74,10 @@ class TokenStore:
             self._excluded_ids = read_ids(own) if own.is_file() else []
         self._excluded_ids += read_ids(Path(exclude)) if exclude is not None else []
         self._mapping = threading.Lock()
+        self._fetching = threading.Lock()
         self._fetched: set[str] = set()
-        self._rows: dict[int, np.ndarray] = {}
+        self._rows: dict[int, tuple[np.ndarray, int]] = {}  # mapped tars, and in which read each was last used
+        self._reads = 0
         self._base: dict[int, np.ndarray] = {}
         self._strings: dict[int, list[dict[str, Any]]] = {}
 
@@ -95,6 +99,7 @@ class TokenStore:
     @cached_property
     def blocks(self) -> Blocks:
         """All blocks; what a recipe asks of a whole store, too (`lvm.sentences.Kinds`)."""
+        self._fetch_columns(*layout.BLOCK_COLUMNS)
         mask, num_pictures, rows, offset = (self._whole(name) for name in layout.BLOCK_COLUMNS)
         counts = [shard["blocks"] for shard in self.info["shards"]]
         return Blocks.of(self.channels, counts, mask, num_pictures, rows, offset)
@@ -105,7 +110,7 @@ class TokenStore:
 
     def column(self, name: str, start: int, stop: int) -> np.ndarray:
         """One column of `layout.ITEM_COLUMNS` for items start .. stop-1, as the shards have it."""
-        self._fetch("index")
+        self._fetch_columns(name)
         parts = []
         if start < stop:
             for shard in range(self.shard_of(start), self.shard_of(stop - 1) + 1):
@@ -164,14 +169,14 @@ class TokenStore:
         if shard not in self._base:
             if len(self._base) == KEPT_BASES:
                 del self._base[next(iter(self._base))]
-            self._fetch("index")
+            self._fetch_columns("item", "view", shard=shard)
             item, view = (layout.load_column(self.path, self.shards[shard][0], name) for name in ("item", "view"))
             self._base[shard] = base_within(item, view, self.info["shards"][shard]["ids"])
         return self._base[shard]
 
     def _whole(self, name: str, first: np.ndarray | None = None) -> np.ndarray:
         """A column of all shards; numbers that count within a shard are moved by `first`."""
-        self._fetch("index")
+        self._fetch_columns(name)
         parts = [layout.load_column(self.path, shard, name) for shard, _ in self.shards]
         if first is not None and len(parts) > 1:
             parts = [part + part.dtype.type(start) for part, start in zip(parts, first)]
@@ -224,6 +229,8 @@ class TokenStore:
         A channel that an item lacks is read from its view 0. Raises `UserError` where that lacks it too,
         `IndexError` for a frame or item that does not exist.
         """
+        if self._remote is not None:
+            self._let_old_go()
         items = np.asarray(items, dtype=np.int64)
         bits = np.broadcast_to(self.bit(channels) if isinstance(channels, str) else channels, items.shape)
         frames = np.broadcast_to(frames, items.shape).astype(np.int64)
@@ -278,17 +285,15 @@ class TokenStore:
         Members start at even bytes (tar pads to 512, npy headers to 64), so one fancy index gathers any pictures.
         """
         with self._mapping:
-            rows = self._rows.pop(shard, None)
-            if rows is None:
-                rows = self._map(shard)
-            self._rows[shard] = rows  # in the order of their last use
+            rows = self._rows.pop(shard)[0] if shard in self._rows else self._map(shard)
+            self._rows[shard] = rows, self._reads  # in the order of their last use
             return rows
 
     def _map(self, shard: int) -> "UInt16[np.ndarray, 'positions t']":
         """Map a tar; what was longest not used is let go before: a map holds a file open, and its tar in the cache."""
         name, sha256 = self.shards[shard]
-        path, size = layout.tar_path(self.path, name), self.info["shards"][shard]["bytes"]
-        while len(self._rows) >= (KEPT_REMOTE_TARS if self._remote else kept_tars()):
+        path, size = self.tar(shard)
+        while len(self._rows) >= kept_tars():
             self._let_go()
         try:
             if self._remote:
@@ -309,12 +314,93 @@ class TokenStore:
         del self._rows[next(iter(self._rows))]
         return True
 
+    def _let_old_go(self) -> None:
+        """Unmap tars of the cache that the last reads did not use, so that others can take their place there."""
+        with self._mapping:
+            self._reads += 1
+            while self._rows and next(iter(self._rows.values()))[1] < self._reads - KEPT_READS:
+                self._let_go()
+
+    # Elsewhere.
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Bound of the cache that tars are fetched into; None where the store is on this machine."""
+        return self._remote.bound if self._remote else None
+
+    def tar(self, shard: int) -> tuple[Path, int]:
+        """Where the tar is on this machine, or will be once it was fetched, and how many bytes it has."""
+        return layout.tar_path(self.path, self.shards[shard][0]), self.info["shards"][shard]["bytes"]
+
+    def bring(self, shard: int, needed: Collection[Path], stopped: Callable[[], bool]) -> bool:
+        """Have a tar in the cache that will be read later; see `RemoteFolder.bring_tar`."""
+        assert self._remote is not None
+        (name, sha256), (_, size) = self.shards[shard], self.tar(shard)
+        return self._remote.bring_tar(f"shards/{name}.tar", size, sha256, needed, stopped)
+
     def _fetch(self, folder: str, shard: int | None = None) -> None:
-        """Bring what a shard, or all of them, have in index/ or strings/, where the store lies elsewhere."""
-        if self._remote is not None and folder not in self._fetched:
-            self._remote.fetch_parts(folder, self.shards if shard is None else [self.shards[shard]])
-            if shard is None:
-                self._fetched.add(folder)
+        """Bring what a shard, or all of them, have in strings/ or shards/, where the store lies elsewhere."""
+        self._fetch_parts(folder, lambda file: file.startswith(f"{folder}/"), shard)
+
+    def _fetch_columns(self, *names: str, shard: int | None = None) -> None:
+        """Bring columns of a shard, or of all of them."""
+        endings = tuple(f".{name}.npy" for name in names)
+        self._fetch_parts(" ".join(names), lambda file: file.endswith(endings), shard)
+
+    def _fetch_parts(self, what: str, wanted: Callable[[str], bool], shard: int | None) -> None:
+        if self._remote is None or what in self._fetched:
+            return
+        with self._fetching:
+            if what not in self._fetched:
+                self._remote.fetch_parts(self.shards if shard is None else [self.shards[shard]], wanted)
+                if shard is None:
+                    self._fetched.add(what)
+
+    # Whether all is there.
+
+    def check_files(self) -> None:
+        """Raise `UserError` that names the first shard whose tar is missing or of another size, or whose sidecar is
+        another shard's.
+
+        A look at each file, no reading of tars: codes that changed and kept their number are found by
+        `lvm store verify`, and on arrival where the store lies elsewhere. There one listing is all that is asked for.
+        """
+        look: Callable[[int], str | None]
+        if self._remote is not None:
+            look = partial(self._problem_elsewhere, self._remote.sizes("shards"))
+        else:
+            look = self._problem_here
+        with ThreadPoolExecutor(CHECKED_AT_ONCE) as pool:
+            for problem in pool.map(look, range(len(self.shards))):
+                if problem:
+                    pool.shutdown(cancel_futures=True)
+                    raise UserError(f"{problem}; copy that shard again or tokenize it again (see lvm store verify)")
+
+    def _problem_here(self, shard: int) -> str | None:
+        (path, size), (name, sha256) = self.tar(shard), self.shards[shard]
+        try:
+            found = path.stat().st_size
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
+        if found != size:
+            return f"{path} has {found} bytes and store.json says {size}"
+        try:
+            sidecar = read_json(layout.sidecar_path(self.path, name))
+        except UserError as error:
+            return str(error)
+        if sidecar.get("sha256") != sha256:
+            return f"{layout.sidecar_path(self.path, name)} is not the sidecar that store.json was made from"
+        return None
+
+    def _problem_elsewhere(self, found: dict[str, int | None], shard: int) -> str | None:
+        name, (_, size) = f"{self.shards[shard][0]}.tar", self.tar(shard)
+        if not found:  # a server that lists nothing
+            return None
+        if name not in found:
+            return f"{self.where}/shards/{name} is missing"
+        if found[name] not in (None, size):
+            return f"{self.where}/shards/{name} has {found[name]} bytes and store.json says {size}"
+        return None
 
     # Names.
 

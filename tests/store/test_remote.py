@@ -17,6 +17,7 @@ from lvm.data import TokenPlan
 from lvm.runtime import UserError
 from lvm.store import TokenStore, exclude, remote, run_job, verify
 from lvm.store import store as store_module
+from lvm.store.tar_cache import TarCache
 
 
 @pytest.fixture(autouse=True)
@@ -58,18 +59,20 @@ def test_a_store_elsewhere_reads_as_one_on_this_machine(protocol, toy_store, mem
 
 def test_files_are_fetched_once_and_tars_when_they_are_first_used(toy_store, memory, cache, monkeypatch):
     asked = []
-    get = type(memory).get
+    get, cat = type(memory).get, type(memory).cat_file
     monkeypatch.setattr(type(memory), "get", lambda self, *a, **k: (asked.extend(a[0]), get(self, *a, **k))[1])
+    monkeypatch.setattr(type(memory), "cat_file", lambda self, *a, **k: (asked.append(a[0]), cat(self, *a, **k))[1])
     store = TokenStore("memory://bucket/toy")
-    assert asked == [] and tars(cache) == []
+    assert [path.rpartition("/")[2] for path in asked] == ["store.json", "exclude.txt"] and tars(cache) == []
     assert (store.view == toy_store.view).all() and tars(cache) == []
     store.pictures(np.array([0]), "image")
     assert tars(cache) == ["00000.tar"]
     all_pictures(store)
     assert len(asked) == len(set(asked)) and len(tars(cache)) == 4
+    assert not [path for path in asked if path.endswith((".block.npy", ".row.npy", ".group.npy", ".jsonl"))]
     asked.clear()
     all_pictures(TokenStore("memory://bucket/toy"))
-    assert asked == []
+    assert [path.rpartition("/")[2] for path in asked] == ["store.json", "exclude.txt"]
 
 
 def test_the_cache_stays_under_its_bound_and_drops_what_was_longest_not_used(toy_store, memory, cache):
@@ -150,8 +153,69 @@ def test_a_failure_that_passes_is_tried_again(memory, monkeypatch):
     monkeypatch.setattr(type(memory), "cat_file", cat_file)
     assert len(TokenStore("memory://bucket/toy")) == 280
     failures += [OSError("reset by peer")] * 3
-    with pytest.raises(UserError, match=r"store.json cannot be fetched \(reset by peer\); check the network"):
+    with pytest.raises(
+        UserError, match=r"store.json could not be fetched 3 times \(reset by peer\); check the network"
+    ):
         TokenStore("memory://bucket/toy")
+    failures += [OSError("not asked again"), PermissionError("no access")]
+    with pytest.raises(UserError, match=r"store.json could not be fetched \(no access\); check the network"):
+        TokenStore("memory://bucket/toy")
+    assert len(failures) == 1
+
+
+def test_a_tar_of_many_parts_is_fetched_by_several_requests(toy_store, memory, cache, monkeypatch):
+    monkeypatch.setattr(remote, "PART", 1000)
+    asked, cat = [], type(memory).cat_file
+    whole = {
+        f"/bucket/toy/shards/{name}.tar": toy_store.tar(shard)[1] for shard, (name, _) in enumerate(toy_store.shards)
+    }
+
+    def cat_file(self, path, start=None, end=None):
+        asked.append((path, start, end))
+        ignores_ranges = path.endswith("00002.tar")
+        return cat(self, path) if ignores_ranges else cat(self, path, start, end)
+
+    monkeypatch.setattr(type(memory), "cat_file", cat_file)
+    assert np.array_equal(all_pictures(TokenStore("memory://bucket/toy")), all_pictures(toy_store))
+    for path, size in whole.items():
+        parts = [(start, end) for name, start, end in asked if name == path]
+        assert parts == [(start, min(start + 1000, size)) for start in range(0, size, 1000)]
+    assert not list(cache.rglob(".tmp-*"))
+
+
+def test_what_a_killed_reader_was_fetching_leaves_the_cache_and_what_a_living_one_fetches_counts(tmp_path):
+    shards = tmp_path / "cache" / "remote" / "abc" / "shards"
+    tars = TarCache(tmp_path / "cache" / "remote", bound=100)
+    with tars.writing(shards / "00000.tar", 60, lambda: False) as first:
+        first.write(b"a" * 60)
+        with tars.writing_ahead(shards / "00001.tar", 60, ()) as second:
+            assert second is None
+        with tars.writing_ahead(shards / "00001.tar", 40, ()) as second:
+            assert second is not None
+    assert sorted(path.name for path in shards.iterdir()) == ["00000.tar", "00001.tar"]
+    (shards / ".tmp-12345678-00002.tar").write_bytes(b"b" * 90)  # nobody holds its lock
+    with tars.writing_ahead(shards / "00003.tar", 60, needed={shards / "00000.tar"}) as third:
+        assert third is None  # 00001 left for it, but that was not enough
+    with tars.writing_ahead(shards / "00003.tar", 40, needed={shards / "00000.tar"}) as third:
+        assert third is not None
+    with pytest.raises(OSError), tars.writing(shards / "00004.tar", 60, lambda: False):
+        raise OSError("the network is down")
+    assert sorted(path.name for path in shards.iterdir()) == ["00003.tar"]
+
+
+def test_a_store_elsewhere_is_checked_by_one_listing(toy_store, memory, monkeypatch):
+    listed, ls = [], type(memory).ls
+    monkeypatch.setattr(type(memory), "ls", lambda self, *a, **k: (listed.append(a[0]), ls(self, *a, **k))[1])
+    store = TokenStore("memory://bucket/toy")
+    store.check_files()
+    assert listed == ["/bucket/toy/shards"]
+    good = memory.cat_file("/bucket/toy/shards/00001.tar")
+    memory.pipe("/bucket/toy/shards/00001.tar", good[:-1])
+    with pytest.raises(UserError, match=r"^memory://bucket/toy/shards/00001.tar has \d+ bytes and store.json says"):
+        store.check_files()
+    memory.rm("/bucket/toy/shards/00001.tar")
+    with pytest.raises(UserError, match=r"^memory://bucket/toy/shards/00001.tar is missing; copy that shard again"):
+        store.check_files()
 
 
 def test_a_store_written_anew_is_not_mixed_with_the_old_one_and_takedowns_are_heard(toy_store, memory, tmp_path):
