@@ -145,21 +145,21 @@ def test_processes_end_with_a_parent_that_is_killed_and_do_not_keep_one_that_for
         "    print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"
         "    sys.stdin.readline()\n"
     )
-    for kill in (True, False):
-        parent = subprocess.Popen(
+    parents = [
+        subprocess.Popen(
             [sys.executable, "-c", code],
             cwd=Path(__file__).parent,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        worker = int(parent.stdout.readline())
-        if kill:
-            parent.kill()
-        else:
-            os.kill(worker, signal.SIGTERM)  # as a scheduler does to all processes of a job
-        parent.communicate("\n", timeout=60)
-        deadline = time.monotonic() + 30
-        while Path(f"/proc/{worker}").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        for _ in range(2)
+    ]
+    of_parent = [int(parent.stdout.readline()) for parent in parents]
+    parents[0].kill()
+    os.kill(of_parent[1], signal.SIGTERM)  # as a scheduler does to all processes of a job
+    assert [parent.communicate("\n", timeout=60) and parent.returncode for parent in parents] == [-signal.SIGKILL, 0]
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{worker}").exists() for worker in of_parent):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
