@@ -78,7 +78,7 @@ class ConcatPacking:
 
     def _sentence_at(self, token: int) -> int:
         period, inside = divmod(token, self.period_tokens)
-        return period * self.period + int(np.searchsorted(self.starts, inside, side="right")) - 1
+        return period * self.period + int(self.starts.searchsorted(inside, side="right")) - 1
 
     def started(self, windows: int) -> tuple[int, "Int64[np.ndarray, 's']"]:
         last = self._sentence_at(windows * self.seq_len) if windows else -1

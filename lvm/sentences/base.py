@@ -211,8 +211,10 @@ def arrange(
     Without `frames`: stills. `channels` are bit numbers, the same for all sentences or of each.
     """
     if frames is None and channels.ndim == 1:  # much the most common, and a few times faster so
-        item = np.repeat(items, len(channels), axis=1)
-        return Pictures(item, np.resize(channels, item.size).reshape(item.shape), np.zeros_like(item))
+        item = items.repeat(len(channels), axis=1)  # s m -> s p
+        channel = np.empty((*items.shape, len(channels)), np.int64)
+        channel[:] = channels
+        return Pictures(item, channel.reshape(item.shape), np.zeros(item.shape, np.int64))
     if frames is None:
         frames = np.zeros((*items.shape, 1), np.int64)
     shape = (*frames.shape, channels.shape[-1])  # s m f c
