@@ -22,7 +22,9 @@ from lvm.runtime.distributed import Distributed
 from lvm.training import OptimConfig, RunOptions, TrainerConfig, TrainResult, train
 
 # Overrides that may change from call to call of one run.
-_NOT_IN_NAME = re.compile(r"(run_dir|experiment|logger|trainer\.(max_steps|\w+_every_steps|devices|num_nodes))=")
+_NOT_IN_NAME = re.compile(
+    r"(run_dir|experiment|logger|trainer\.(max_steps|\w+_every_steps|loader_workers|devices|num_nodes))="
+)
 
 
 def run_name(overrides: Sequence[str]) -> str:

@@ -54,6 +54,7 @@ class TrainerConfig:
     save_every_steps: int = 1000
     evaluate_every_steps: int = 0  # 0: never
     keep_checkpoints: int = 2  # the newest ones
+    loader_workers: int = 0  # processes that prepare windows, a rank; 0: a thread, see lvm/data/loader.py
     num_threads: int | None = None  # of torch on the CPU, a rank; None: the cores shared among this machine's ranks
     accelerator: str = "auto"  # auto, cpu, cuda
     devices: int | Literal["auto"] = 1  # processes on this machine
@@ -63,6 +64,8 @@ class TrainerConfig:
         for name in ("max_steps", "batch_size", "log_every_steps", "save_every_steps", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name} is {getattr(self, name)}; use 1 or more")
+        if self.loader_workers < 0:
+            raise UserError(f"trainer.loader_workers is {self.loader_workers}; use 0 or more")
         if not 0 < self.share_without_compile <= 1:
             raise UserError(f"trainer.share_without_compile is {self.share_without_compile:g}; use above 0, at most 1")
 
@@ -141,6 +144,17 @@ def check_model_fits_plan(model: LVM, plan: TokenPlan) -> None:
         )
 
 
+def check_files(plan: TokenPlan, ranks: Distributed) -> None:
+    """Refuse a plan whose shards are missing or changed before a step is made; rank 0 looks for all."""
+    problem = None
+    try:
+        if ranks.is_main and hasattr(plan, "check_files"):
+            plan.check_files()
+    except Exception as error:
+        problem = error
+    ranks.together(problem)
+
+
 def run_identity(
     model: LVM, optim: OptimConfig, trainer: TrainerConfig, schedule_steps: int, seed: int
 ) -> dict[str, Any]:
@@ -173,6 +187,7 @@ def train(
     """
     device, ranks = torch.device(device), Distributed()
     check_model_fits_plan(model, plan)
+    check_files(plan, ranks)
     size, num_micro = micro_batches(config.batch_size, config.micro_batch_size, ranks.world_size)
     compiled = use_compile(config.compile)
     share = config.share_without_compile if config.compile == "auto" and not compiled else 1.0
@@ -205,7 +220,14 @@ def train(
 
         loader = stack.enter_context(
             WindowLoader(
-                plan, size, state.next_window, num_micro, ranks.rank, ranks.world_size, pin=device.type == "cuda"
+                plan,
+                size,
+                state.next_window,
+                num_micro,
+                ranks.rank,
+                ranks.world_size,
+                pin=device.type == "cuda",
+                workers=config.loader_workers,
             )
         )
         by_source = LossBySource(len(plan.names), device, state.loss_sums if ranks.is_main else [])
