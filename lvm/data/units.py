@@ -200,11 +200,14 @@ def _wanted(only: OnlyConfig, columns: Columns) -> Iterator[Condition]:
     for channel in only.channels:
         channel_bit(columns.channels, channel)
         yield Condition(f"not among those with {channel}", np.asarray(columns.has(channel)))
-    for what, bounds, column in (("pictures", only.pictures, "num_pictures"), ("label", only.labels, "label")):
+    for bounds, column, what in (
+        (only.pictures, "num_pictures", "not of {} pictures"),
+        (only.labels, "label", "not of labels {}"),
+    ):
         if bounds is not None:
             values = np.asarray(getattr(columns, column))
             wanted = f"{bounds[0]} to {bounds[1]}" if bounds[0] < bounds[1] else f"{bounds[0]}"
-            yield Condition(f"not of {wanted} {what}", (values >= bounds[0]) & (values <= bounds[1]))
+            yield Condition(what.format(wanted), (values >= bounds[0]) & (values <= bounds[1]))
 
 
 def _look(entries: list[_Found], rules: list[Rule], columns: Columns, start: int, stop: int) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from mixtures import STAGES, mixture, pairs
 from lvm.data import TokenPlan
 from lvm.runtime import UserError
 from lvm.runtime.hashing import held_out
-from lvm.sentences import ANSWER, INPUT, PAD, SPECIAL
+from lvm.sentences import ANSWER, INPUT, PAD, RECIPES, SPECIAL
 
 STORE = FakeStore(scenes=60, clips=8, frames=(16, 40))
 CONFIGS = {
@@ -50,6 +50,41 @@ def digest(plan):
 @each_plan
 def test_windows_are_the_golden_ones(name):
     assert digest(PLANS[name]) == GOLDEN[name]
+
+
+SIMULATED = {
+    "stills": {"items": 300, "channels": ["image", "depth", "edge"], "classes": 5},
+    "clips": {"items": 40, "channels": ["image", "mask"], "pictures": 24},
+    "panels": {"items": 30, "pictures": 9, "classes": 3},
+}
+EVERY_RECIPE = {
+    "single": {"source": "stills", "recipe": "single"},
+    "pairs": {"source": "stills", "recipe": "pairs", "input": "image", "output": "depth", "either": True},
+    "tuples": {"source": "stills", "recipe": "tuples", "channels": ["image", "edge", "depth"]},
+    "annotations": {"source": "stills", "recipe": "annotations", "channels": ["image", "edge", "depth"], "choose": 2},
+    "video": {"source": "clips", "recipe": "video", "strides": [1, 2], "frames": 8},
+    "annotated_video": {"source": "clips", "recipe": "annotated_video", "channels": ["image", "mask"]},
+    "category": {"source": "stills", "recipe": "category", "channels": ["image", "edge"], "classes": 2, "each": 3},
+    "multiview": {"source": "clips", "recipe": "multiview", "around": True, "reverse": True},
+    "masks": {"source": "clips", "recipe": "multiview", "objects": 2, "views": 4, "channels": ["image", "mask"]},
+    "puzzles": {"source": "panels", "recipe": "puzzles", "puzzles": 2, "agree": "label"},
+    "verbatim": {"source": "panels", "recipe": "verbatim", "pictures": 9},
+}
+
+
+def test_every_recipe_composes_what_it_composed():
+    small = {"tokens_per_picture": 4, "num_codes": 100}
+    config = {
+        "seq_len": 70,
+        "packing": "concat",
+        "period": 300,
+        "shuffle_block": 16,
+        "sources": {name: {"simulated": {**options, **small}} for name, options in SIMULATED.items()},
+        "entries": {name: {"weight": 1, **entry} for name, entry in EVERY_RECIPE.items()},
+    }
+    plan = TokenPlan.from_config(config)
+    assert {entry.recipe.name for entry in plan.entries} == set(RECIPES)
+    assert digest(plan) == "a83c7cec807bfd2c"
 
 
 def test_windows_are_equal_in_a_fresh_process():

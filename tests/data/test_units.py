@@ -124,7 +124,7 @@ def test_an_entry_uses_only_the_items_its_config_wants(only, holds):
     [
         ({"channels": ["edgy"]}, "entry 'e': unknown channel 'edgy'; this store holds image"),
         ({"pictures": [20, 2]}, r"only\.pictures is \[20, 2\]; give from and to, the smaller first"),
-        ({"labels": [90, 99]}, "has 0 usable items .* not of 90 to 99 label"),
+        ({"labels": [90, 99]}, "has 0 usable items .* not of labels 90 to 99"),
         ({"label": 1}, r"unknown config key 'data\.entries\.e\.only\.label'; did you mean 'labels'"),
     ],
 )
