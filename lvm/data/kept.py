@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lvm.runtime import read_json, write_json
+from lvm.runtime import UserError, read_json, write_json
 from lvm.runtime.files import atomic_folder, cache_folder, locked
 
 LEAST_KEPT = 1 << 21  # items and slots together
@@ -27,15 +27,20 @@ def folder_of(identity: Mapping[str, Any]) -> Path:
 def kept(identity: Mapping[str, Any], make: Callable[[], tuple[Tables, Any]]) -> tuple[Tables, Any]:
     """Tables and what is said of them, mapped from the cache; made, by one process of the machine, if missing."""
     folder = folder_of(identity)
-    if not folder.is_dir():
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f".lock-{folder.name}")):
+        with locked(folder.with_name(f".lock-{folder.name}")):  # the others wait
             if not folder.is_dir():
                 tables, about = make()
                 with atomic_folder(folder) as aside:
                     for name, table in tables.items():
                         np.save(aside / f"{name}.npy", table, allow_pickle=False)
                     write_json(aside / "about.json", {"tables": list(tables), "about": about})
+    except OSError as error:
+        raise UserError(
+            f"the tables of this plan cannot be written to {folder.parent} ({error}); free space there or set "
+            "LVM_CACHE to another folder"
+        ) from None
     info = read_json(folder / "about.json")
     return {name: _map(folder / f"{name}.npy") for name in info["tables"]}, info["about"]
 

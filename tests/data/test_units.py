@@ -1,5 +1,8 @@
 """Units of entries: bits and lists name the same items, runs do not matter, agreeing units come a few at a time."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from fakes import FakeStore
@@ -65,6 +68,29 @@ def test_a_plan_that_cannot_be_made_keeps_nothing(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="period 4 is too short"):
         TokenPlan.from_config(mixture(period=4), {"world": STORE})
     assert not [path for path in kept.folder_of({}).parent.glob("*") if path.is_dir()]
+
+
+def test_one_process_makes_the_tables_and_the_others_wait_for_them(monkeypatch, tmp_path):
+    monkeypatch.setenv("LVM_CACHE", str(tmp_path))
+    made = []
+
+    def make():
+        made.append(1)
+        time.sleep(0.3)
+        return {"table": np.arange(5)}, {"said": [1]}
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: kept.kept({"plan": 1}, make), range(4)))
+    assert len(made) == 1
+    for tables, said in results:
+        assert tables["table"].tolist() == [0, 1, 2, 3, 4] and said == {"said": [1]}
+
+
+def test_tables_that_cannot_be_written_are_one_line(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LVM_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot be written to .*file/plans .*set LVM_CACHE to another folder"):
+        kept.kept({}, lambda: ({}, None))
 
 
 def categories(classes, each, items=500, num_classes=7):
