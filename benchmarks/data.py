@@ -1,15 +1,17 @@
-"""Codes to batches: lvm bench data [pictures=20000 batch_size=8 seq_len=4096 rounds=5 workers=2]
+"""Codes to batches: lvm bench data [pictures=20000 batch_size=32 seq_len=4096 rounds=5 workers=2]
 
 Ours: `TokenPlan.windows` and its conversion to torch tensors, the whole work of the loader's thread, from a store on
 disk. The alternative: the published loader, implemented anew: JSON lines of base64 int32, decoded into one growing
 Python list that is cut into batches, either in this process or by a pool of workers (the faster one counts).
 Limit: rows of uint16 gathered from memory by one index, without order, sentences, roles or conversion.
-Both read the same sentences in the same order and the first batch is compared.
+Both read the same sentences in the same order and the first batch is compared. Beside them, what single windows at
+random cost, one at a time.
 """
 
 import base64
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -38,8 +40,9 @@ class Options:
     tokens_per_picture: int = 256
     num_codes: int = 8192
     seq_len: int = 4096
-    batch_size: int = 8  # windows
-    batches: int = 250  # in a round; two of the pool's portions of 1,024 sentences at 16 pictures of 256 tokens
+    batch_size: int = 32  # windows
+    batches: int = 64  # in a round; two of the pool's portions of 1,024 sentences at 16 pictures of 256 tokens
+    random_windows: int = 2000
     sentences: int = 2048  # in the published loader's file, which it reads in circles
     rounds: int = 5
     workers: int = 2  # of the published loader's pool
@@ -214,6 +217,7 @@ def compare(options: Options, plan: TokenPlan, lines: Path, pool: Pool) -> dict[
         "gather": lambda: seconds_of(gather),
     }
     seconds = take_turns(contestants, options.rounds)
+    one_by_one = random_windows(plan, options.random_windows)
     amount, unit = options.batches * b * options.seq_len, "tokens/s"
     published_results = {
         "in_process": measured("the published loader, in this process", amount, unit, seconds["in_process"]),
@@ -228,6 +232,7 @@ def compare(options: Options, plan: TokenPlan, lines: Path, pool: Pool) -> dict[
         measured("uint16 rows gathered from memory, nothing else", gathered, unit, seconds["gather"]),
         alternatives=published_results,
         same_first_batch=bool(same),
+        random_window=one_by_one,
         store_bytes=sum(shard["bytes"] for shard in store.info["shards"]),
         json_lines_bytes=lines.stat().st_size,
     )
@@ -235,4 +240,19 @@ def compare(options: Options, plan: TokenPlan, lines: Path, pool: Pool) -> dict[
     for one in published_results.values():
         print(f"  {one['what']}: {one['rate']:,.0f}")
     print(f"  the first batch is {'the same' if same else 'NOT the same'}")
+    print(
+        "  a window at random: {median:.2f} ms, {p99:.2f} ms at the 99th percentile".format(
+            **{name: 1000 * value for name, value in one_by_one.items()}
+        )
+    )
     return found
+
+
+def random_windows(plan: TokenPlan, count: int) -> dict[str, float]:
+    """Seconds of `plan.window(i)` at random i."""
+    taken = []
+    for i in np.random.default_rng(1).integers(0, 10**9, count).tolist():
+        start = time.perf_counter()
+        plan.window(i)
+        taken.append(time.perf_counter() - start)
+    return {"median": float(np.median(taken)), "p99": float(np.percentile(taken, 99))}

@@ -27,22 +27,26 @@ def folder_of(identity: Mapping[str, Any]) -> Path:
 def kept(identity: Mapping[str, Any], make: Callable[[], tuple[Tables, Any]]) -> tuple[Tables, Any]:
     """Tables and what is said of them, mapped from the cache; made, by one process of the machine, if missing."""
     folder = folder_of(identity)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f".lock-{folder.name}")):  # the others wait
-            if not folder.is_dir():
-                tables, about = make()
-                with atomic_folder(folder) as aside:
-                    for name, table in tables.items():
-                        np.save(aside / f"{name}.npy", table, allow_pickle=False)
-                    write_json(aside / "about.json", {"tables": list(tables), "about": about})
-    except OSError as error:
-        raise UserError(
-            f"the tables of this plan cannot be written to {folder.parent} ({error}); free space there or set "
-            "LVM_CACHE to another folder"
-        ) from None
+    if not folder.is_dir():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with locked(folder.with_name(f".lock-{folder.name}")):  # the others wait
+                if not folder.is_dir():
+                    _write(folder, *make())
+        except OSError as error:
+            raise UserError(
+                f"the tables of this plan cannot be written to {folder.parent} ({error}); free space there or set "
+                "LVM_CACHE to another folder"
+            ) from None
     info = read_json(folder / "about.json")
     return {name: _map(folder / f"{name}.npy") for name in info["tables"]}, info["about"]
+
+
+def _write(folder: Path, tables: Tables, about: Any) -> None:
+    with atomic_folder(folder) as aside:
+        for name, table in tables.items():
+            np.save(aside / f"{name}.npy", table, allow_pickle=False)
+        write_json(aside / "about.json", {"tables": list(tables), "about": about})
 
 
 def _map(path: Path) -> np.ndarray:
