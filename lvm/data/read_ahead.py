@@ -15,7 +15,6 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from lvm.data.plan import TokenPlan
 from lvm.runtime import UserError
@@ -72,7 +71,6 @@ class ReadAhead:
         self._ahead: deque[tuple[int, dict[Tar, None]]] = deque()  # (first window after them, tars that steps need)
         self._fetching: dict[Tar, Future[bool]] = {}
         self._settled: dict[Tar, float] = {}  # there, or given up: not to be asked for before this time
-        self._warned = False
         self.problem: BaseException | None = None  # a mistake of the program
         self._changed, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="read ahead", daemon=True)
@@ -92,6 +90,7 @@ class ReadAhead:
 
     def _run(self) -> None:
         try:
+            self._warn_of_small_cache()
             while not self._stop.is_set():
                 self._changed.clear()
                 more = self._look_ahead()
@@ -112,16 +111,20 @@ class ReadAhead:
             self._seen = self._read
         if self._seen >= self._read + self._horizon:
             return False
+        tars = self._tars(self._seen, self._steps)
+        self._seen += self._steps * self._windows_per_step
+        self._ahead.append((self._seen, tars))
+        return True
+
+    def _tars(self, window: int, steps: int) -> dict[Tar, None]:
+        """What the reader needs for the steps from a window on, in the order of the first use."""
         tars: dict[Tar, None] = {}
-        for first, count in self._runs(self._seen, self._steps):
+        for first, count in self._runs(window, steps):
             for source, shard in self._plan.shards(first, count):
                 if source in self._stores:
                     store = self._stores[source]
                     tars[Tar(*store.tar(shard), store, shard)] = None
-        self._seen += self._steps * self._windows_per_step
-        self._ahead.append((self._seen, tars))
-        self._warn_of_small_cache(tars)
-        return True
+        return tars
 
     def needed(self) -> dict[Tar, None]:
         """As many tars of the windows ahead as the cache holds beside one more, in the order of their first use."""
@@ -174,14 +177,11 @@ class ReadAhead:
                 else:
                     self._settled[tar] = math.inf if future.result() else time.monotonic() + PATIENCE
 
-    def _warn_of_small_cache(self, tars: dict[Tar, Any]) -> None:
-        total = sum(tar.bytes for tar in tars)
-        if total > self._bound and not self._warned:
-            self._warned = True
-            windows = self._steps * self._windows_per_step
+    def _warn_of_small_cache(self) -> None:
+        tars = self._tars(self._read, 1)
+        if (total := sum(tar.bytes for tar in tars)) > self._bound:
             warnings.warn(
-                f"{windows} windows are read from {len(tars)} tars of {total} bytes together, and the cache holds "
-                f"{self._bound}: tars are fetched again and again; raise LVM_REMOTE_CACHE_BYTES or lower "
-                "data.shuffle_block",
+                f"one step reads {len(tars)} tars of {total} bytes together, and the cache holds {self._bound}: each "
+                "is fetched for every step; raise LVM_REMOTE_CACHE_BYTES or lower data.shuffle_block",
                 stacklevel=2,
             )

@@ -301,6 +301,8 @@ class TokenStore:
                     codes = np.memmap(file, dtype="<u2", mode="r").view(np.ndarray)
             else:
                 codes = np.memmap(path, dtype="<u2", mode="r").view(np.ndarray)
+        except UserError:
+            raise
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); run `lvm store verify {self.where}`") from None
         if codes.nbytes != size:
