@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lvm.data
-from lvm.data import TokenPlan
+from lvm.data import Plan
 from lvm.runtime import UserError, atomic_path
 from lvm.runtime.config_files import load_config
 
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def open_plan(name: str, overrides: list[str]) -> TokenPlan:
+def open_plan(name: str, overrides: list[str]) -> Plan:
     try:
         config = load_config(name, overrides)
     except UserError:
@@ -64,12 +64,12 @@ def open_plan(name: str, overrides: list[str]) -> TokenPlan:
     return lvm.data.open_plan({key: value for key, value in data.items() if key != "new_plan"})
 
 
-def plan_json(plan: TokenPlan, rows: list[dict[str, Any]]) -> str:
+def plan_json(plan: Plan, rows: list[dict[str, Any]]) -> str:
     waste = [plan.waste(stage) for stage in range(len(plan.stages))]
     return json.dumps({"fingerprint": plan.fingerprint, "waste": waste, "entries": rows}, indent=1)
 
 
-def plan_text(plan: TokenPlan, all_rows: list[dict[str, Any]]) -> str:
+def plan_text(plan: Plan, all_rows: list[dict[str, Any]]) -> str:
     titles: tuple[str, ...] = (
         "entry",
         "source",
@@ -137,7 +137,7 @@ def window_text(sentences: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(plan: TokenPlan, sentences: list[dict[str, Any]], titles: list[str], tokenizer: str | None, out: Path) -> None:
+def draw(plan: Plan, sentences: list[dict[str, Any]], titles: list[str], tokenizer: str | None, out: Path) -> None:
     """One strip of decoded pictures a sentence, its answers marked."""
     from lvm.commands._strips import find_tokenizer, sentence_rows, sheet
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lvm.commands.data import open_plan
+from lvm.data import TokenPlan
 from lvm.interop import meta_path, plan_sentences, store_sentences, write_delvm, write_jsonl
 from lvm.runtime import UserError
 from lvm.store import TokenStore
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.channel:
             raise UserError("--channel is for a STORE; the recipes of a CONFIG name their own")
         plan = open_plan(arguments.source, arguments.overrides)
-        if not plan.entries:
+        if not isinstance(plan, TokenPlan):
             raise UserError(f"{arguments.source} reads a token file as it stands; copy that file")
         sentences = plan_sentences(plan, arguments.sentences, arguments.entry)
         num_codes = plan.num_codes

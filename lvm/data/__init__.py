@@ -1,10 +1,11 @@
 """From token stores to windows: mixture, schedule, packing and the loader. Window i is a pure function of (plan, i)."""
 
+from lvm.data.base import Plan, Window
 from lvm.data.config import PLAN_VERSION, DataConfig, EntryConfig, SourceConfig, StageConfig, data_config
 from lvm.data.jsonl_plan import JsonLinesConfig, JsonLinesPlan
 from lvm.data.loader import WindowDataset, WindowLoader
 from lvm.data.opening import open_plan
-from lvm.data.plan import TokenPlan, Window
+from lvm.data.plan import TokenPlan
 
 __all__ = [
     "PLAN_VERSION",
@@ -12,6 +13,7 @@ __all__ = [
     "EntryConfig",
     "JsonLinesConfig",
     "JsonLinesPlan",
+    "Plan",
     "SourceConfig",
     "StageConfig",
     "TokenPlan",

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from lvm.data.base import Window
 from lvm.data.config import PLAN_VERSION
 from lvm.data.jsonl_file import TokenFile
-from lvm.data.plan import Window
 from lvm.runtime import UserError, build
 from lvm.sentences import ANSWER, INPUT, ROLES, SPECIAL
 
@@ -66,8 +66,6 @@ class Sentences:
 
 class JsonLinesPlan:
     """Build with `from_config`."""
-
-    entries = ()  # nothing is composed
 
     def __init__(self, config: JsonLinesConfig, file: TokenFile):
         self.config, self.file = config, file
@@ -163,6 +161,10 @@ class JsonLinesPlan:
         totals[[INPUT, ANSWER]] = np.diff(borders, axis=0).sum(axis=1)
         totals[SPECIAL] = size - totals.sum()
         return totals
+
+    def shards(self, i: int, n: int) -> list[tuple[str, int]]:
+        """None: it is one file."""
+        return []
 
     # What the plan says of itself.
 

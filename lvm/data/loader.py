@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lvm.data.plan import TokenPlan, Window
+from lvm.data.base import Plan, Window
 from lvm.data.read_ahead import HORIZON, ReadAhead, remote_stores
 from lvm.runtime import UserError
 from lvm.runtime.errors import is_user_error
@@ -47,7 +47,7 @@ def first_window(next_window: int, micro_batch: int, rank: int, ranks: int, size
 class WindowDataset(torch.utils.data.Dataset[Batch]):
     """Map-style view of windows 0 .. length-1 for a torch DataLoader."""
 
-    def __init__(self, plan: TokenPlan, length: int):
+    def __init__(self, plan: Plan, length: int):
         self.plan, self.length = plan, length
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class WindowDataset(torch.utils.data.Dataset[Batch]):
 class StepDataset(torch.utils.data.Dataset[Batch]):
     """Map-style view of steps by their first window: all that one data rank reads, each field [M b, T+1]."""
 
-    def __init__(self, plan: TokenPlan, batch_size: int, micro_batches: int = 1, rank: int = 0, ranks: int = 1):
+    def __init__(self, plan: Plan, batch_size: int, micro_batches: int = 1, rank: int = 0, ranks: int = 1):
         self.plan = plan
         self.batch_size, self.micro_batches, self.rank, self.ranks = batch_size, micro_batches, rank, ranks
         self.windows_per_step = batch_size * micro_batches * ranks
@@ -200,7 +200,7 @@ class WindowLoader:
 
     def __init__(
         self,
-        plan: TokenPlan,
+        plan: Plan,
         batch_size: int,
         next_window: int = 0,
         micro_batches: int = 1,

@@ -5,7 +5,7 @@ aligned  the sentences of one period are packed once into bins of T + 1 tokens; 
          i div W. A bin starts with BOS, its rest is PAD; a sentence of T + 2 tokens is written without its EOS.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -136,7 +136,7 @@ def pack_bins(lengths: "Int64[np.ndarray, 'period']", size: int) -> "Int64[np.nd
     numbers: list[int] = []
     rooms: list[int] = []
     num_bins = 0
-    for index, length in enumerate(lengths.tolist()):
+    for index, length in enumerate(_numbers(lengths)):
         place = next((place for place, room in enumerate(rooms) if room >= length), -1)
         if place < 0:
             if len(rooms) == OPEN_BINS:
@@ -151,3 +151,9 @@ def pack_bins(lengths: "Int64[np.ndarray, 'period']", size: int) -> "Int64[np.nd
         if rooms[place] < smallest:
             del rooms[place], numbers[place]
     return bins
+
+
+def _numbers(values: "Int64[np.ndarray, 'n']") -> Iterator[int]:
+    """As Python's, a few at a time: of millions, all at once would take much more than the array does."""
+    for start in range(0, len(values), 1 << 16):
+        yield from values[start : start + (1 << 16)].tolist()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lvm.data import about
+from lvm.data.base import Window
 from lvm.data.config import DataConfig, data_config, make_recipe
 from lvm.data.entries import Draws, Entry
 from lvm.data.kept import LEAST_KEPT, Tables, kept
@@ -31,18 +32,9 @@ from lvm.sentences import PAD, ROLES, SPECIAL, Pictures
 from lvm.store import SimulatedStore, TokenStore
 
 if TYPE_CHECKING:
-    from jaxtyping import Int8, Int16, Int64
+    from jaxtyping import Int64
 
     from lvm.data.units import Store
-
-
-@dataclass(frozen=True)
-class Window:
-    """T + 1 tokens (the model is fed the first T), of one window or of n: shapes [T+1] or [n, T+1]."""
-
-    tokens: "Int64[np.ndarray, '*n t']"
-    source: "Int16[np.ndarray, '*n t']"  # index of the entry, -1 for PAD
-    role: "Int8[np.ndarray, '*n t']"  # input 0, answer 1, special 2 (BOS, EOS), pad 3
 
 
 @dataclass(frozen=True)

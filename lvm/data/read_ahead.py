@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from lvm.data.plan import TokenPlan
+from lvm.data.base import Plan
 from lvm.runtime import UserError
 from lvm.store import TokenStore
 from lvm.store.remote import Stopped
@@ -39,7 +39,7 @@ class Tar:
     shard: int = field(compare=False)
 
 
-def remote_stores(plan: TokenPlan) -> dict[str, TokenStore]:
+def remote_stores(plan: Plan) -> dict[str, TokenStore]:
     """Source -> store, of those whose tars are fetched. None of a plan that does not say what it reads."""
     if not hasattr(plan, "shards"):
         return {}
@@ -55,7 +55,7 @@ class ReadAhead:
 
     def __init__(
         self,
-        plan: TokenPlan,
+        plan: Plan,
         runs: Callable[[int, int], Iterable[tuple[int, int]]],
         windows_per_step: int,
         next_window: int,

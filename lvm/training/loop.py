@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from lvm.data import TokenPlan, WindowLoader
+from lvm.data import Plan, WindowLoader
 from lvm.model import LVM
 from lvm.runtime import UserError, write_json
 from lvm.runtime.checkpoint import CheckpointWriter, newest_checkpoint
@@ -120,13 +120,13 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wanted else torch.float32
 
 
-def num_targets(plan: TokenPlan, i: int, n: int, loss_on: LossOn = "all") -> int:
+def num_targets(plan: Plan, i: int, n: int, loss_on: LossOn = "all") -> int:
     """Targets that count in windows i .. i+n-1. From the plan: no rank asks another."""
     roles = plan.target_roles(i, n)
     return int(roles.sum() - roles[PAD_ROLE]) if loss_on == "all" else int(roles[ANSWER_ROLE])
 
 
-def check_model_fits_plan(model: LVM, plan: TokenPlan) -> None:
+def check_model_fits_plan(model: LVM, plan: Plan) -> None:
     config = model.config
     if config.num_codes != plan.num_codes or config.vocab_size <= plan.pad:
         raise UserError(
@@ -144,7 +144,7 @@ def check_model_fits_plan(model: LVM, plan: TokenPlan) -> None:
         )
 
 
-def check_files(plan: TokenPlan, ranks: Distributed) -> None:
+def check_files(plan: Plan, ranks: Distributed) -> None:
     """Refuse a plan whose shards are missing or changed before a step is made; rank 0 looks for all."""
     problem = None
     try:
@@ -174,7 +174,7 @@ def run_identity(
 def train(
     config: TrainerConfig,
     optim: OptimConfig,
-    plan: TokenPlan,
+    plan: Plan,
     model: LVM,
     run: RunOptions,
     device: torch.device | str = "cpu",

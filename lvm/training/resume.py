@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lvm.data import TokenPlan
+from lvm.data import Plan
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError, build
 from lvm.runtime.checkpoint import load_checkpoint, newest_checkpoint, read_state, verify_checkpoint
@@ -50,7 +50,7 @@ def restore(
     model: nn.Module,
     optimizer: Optimizers,
     identity: Mapping[str, Any],
-    plan: TokenPlan,
+    plan: Plan,
     new_plan: bool,
 ) -> TrainState:
     """Read a checkpoint in place. Raises `UserError`, showing what differs, for a checkpoint of another run."""
@@ -97,7 +97,7 @@ def model_of_run(path: Path) -> LVM:
     return model.eval()
 
 
-def saved_state(state: TrainState, identity: Mapping[str, Any], plan: TokenPlan) -> dict[str, Any]:
+def saved_state(state: TrainState, identity: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     described = {"facts": plan.facts, "fingerprint": plan.fingerprint}
     return {"train": asdict(state), "identity": dict(identity), "plan": described}
 
