@@ -333,8 +333,9 @@ class TokenPlan:
             size = count * self.seq_len + 1
             uses = []
             for name, (items, channels, _), place in self._shown(sentences, sentences.placed.start + 1, 0, size):
-                shard, first = np.unique(self.stores[name].shards_of(items, channels), return_index=True)
-                uses += [(int(p), name, int(s)) for p, s in zip(place[first], shard)]
+                order = np.argsort(place)  # entries come one after the other
+                shard, first = np.unique(self.stores[name].shards_of(items, channels)[order], return_index=True)
+                uses += [(int(p), name, int(s)) for p, s in zip(place[order][first], shard)]
             found |= dict.fromkeys((name, shard) for _, name, shard in sorted(uses))
         return list(found)
 
