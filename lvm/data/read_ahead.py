@@ -3,9 +3,14 @@
 Which shards the windows ahead are read from is known without reading a token (`TokenPlan.shards`). As many of them as
 the cache holds are fetched, those needed first before the others, by a few threads. What is needed next is never
 dropped for what is needed later: where the bound is reached, reading ahead waits until windows were read.
+
+An entry reads the tars of one block of `shuffle_block` units and then those of another. A cache that holds both, for
+each entry 2 (shuffle_block / units of a tar + 1) tars, never makes the reader wait; a smaller one does at such borders.
 """
 
+import contextlib
 import math
+import os
 import threading
 import time
 import warnings
@@ -15,6 +20,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from lvm.data.base import Plan
 from lvm.runtime import UserError
@@ -23,7 +29,7 @@ from lvm.store.remote import Stopped
 
 HORIZON = 4096  # windows, of all ranks, that are looked ahead at most
 LEAST_STEPS = 4  # of a step of very many windows
-LOOKED_AT = 256  # windows whose shards are found together
+LOOKED_AT = 64  # windows whose shards are found together, and forgotten together when they were read
 THREADS = 4  # tars fetched at once, each by several requests
 CLOSING = 5.0  # seconds that `close` waits for requests under way
 PATIENCE = 0.5  # seconds until a tar is asked for again that another process fetches, or had no room
@@ -62,15 +68,18 @@ class ReadAhead:
         horizon: int = HORIZON,
         threads: int = THREADS,
     ):
-        self._plan, self._runs, self._windows_per_step, self._threads = plan, runs, windows_per_step, threads
+        self._plan: Any = plan  # one that has `shards`
+        self._runs, self._windows_per_step, self._threads = runs, windows_per_step, threads
         self._stores = remote_stores(plan)
         self._bound = min(store.cache_bytes or 0 for store in self._stores.values())
+        self._largest = max(shard["bytes"] for store in self._stores.values() for shard in store.info["shards"])
         self._horizon = max(horizon, LEAST_STEPS * windows_per_step)
         self._steps = max(1, min(LOOKED_AT, self._horizon) // windows_per_step)  # looked at together
         self._read = self._seen = next_window
         self._ahead: deque[tuple[int, dict[Tar, None]]] = deque()  # (first window after them, tars that steps need)
         self._fetching: dict[Tar, Future[bool]] = {}
         self._settled: dict[Tar, float] = {}  # there, or given up: not to be asked for before this time
+        self._touched = 0.0
         self.problem: BaseException | None = None  # a mistake of the program
         self._changed, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="read ahead", daemon=True)
@@ -79,7 +88,8 @@ class ReadAhead:
     def advance(self, next_window: int) -> None:
         """The windows before `next_window` were read."""
         self._read = next_window
-        self._changed.set()
+        if not self._ahead or self._ahead[0][0] <= next_window:
+            self._changed.set()
 
     def close(self) -> None:
         """Fetch nothing more. Requests under way are waited for, but not long: their threads end with the program."""
@@ -128,7 +138,7 @@ class ReadAhead:
 
     def needed(self) -> dict[Tar, None]:
         """As many tars of the windows ahead as the cache holds beside one more, in the order of their first use."""
-        room = self._bound - max((tar.bytes for tar in chain(*(tars for _, tars in self._ahead))), default=0)
+        room = self._bound - self._largest
         needed: dict[Tar, None] = {}
         for tar in dict.fromkeys(chain(*(tars for _, tars in self._ahead))):
             room -= tar.bytes
@@ -140,12 +150,22 @@ class ReadAhead:
     def _fetch(self) -> None:
         needed = self.needed()
         self._settled = {tar: until for tar, until in self._settled.items() if tar in needed}
+        self._touch(needed)
         paths = {tar.path for tar in needed}
         for tar in self._wanted(needed):
             if len(self._fetching) == self._threads:
                 break
             self._fetching[tar] = Future()
             threading.Thread(target=self._bring, args=(tar, paths, self._fetching[tar]), daemon=True).start()
+
+    def _touch(self, needed: dict[Tar, None]) -> None:
+        """Make them the last to leave the cache, whoever makes room there; what is needed first last of all."""
+        if time.monotonic() < self._touched + PATIENCE:
+            return
+        self._touched = time.monotonic()
+        for tar in reversed(needed):
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(tar.path)
 
     def _bring(self, tar: Tar, paths: set[Path], fetched: "Future[bool]") -> None:
         try:

@@ -8,11 +8,12 @@ import hashlib
 import json
 import resource
 import threading
+import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,8 +27,15 @@ if TYPE_CHECKING:
 
 KEPT_STRINGS = 16  # shards whose strings stay in memory
 KEPT_BASES = 256  # shards of which it is remembered where each item's view 0 is
-KEPT_READS = 64  # calls of `pictures` that a tar of the cache stays mapped for, and so cannot leave it
+KEPT_READS = 16  # calls of `pictures` that a tar of the cache stays mapped for, and so cannot leave it
+FETCHED_AT_ONCE = 4  # tars that one read needs
 CHECKED_AT_ONCE = 16  # files looked at together
+
+
+class Mapped(NamedTuple):
+    rows: "UInt16[np.ndarray, 'positions t']"
+    read: int  # the call of `pictures` that used it last
+    time: float
 
 
 class TokenStore:
@@ -76,7 +84,7 @@ class TokenStore:
         self._mapping = threading.Lock()
         self._fetching = threading.Lock()
         self._fetched: set[str] = set()
-        self._rows: dict[int, tuple[np.ndarray, int]] = {}  # mapped tars, and in which read each was last used
+        self._rows: dict[int, Mapped] = {}
         self._reads = 0
         self._base: dict[int, np.ndarray] = {}
         self._strings: dict[int, list[dict[str, Any]]] = {}
@@ -239,6 +247,8 @@ class TokenStore:
         if len(self.shards) == 1 or (len(shards) and (shards == shards[0]).all()):
             return self._flat(int(shards[0]) if len(shards) else 0)[positions]
         codes = np.empty((len(items), self.tokens_per_picture), dtype=np.uint16)
+        if self._remote is not None:
+            self._bring_together(np.unique(shards).tolist())
         for shard in np.unique(shards):
             (here,) = np.nonzero(shards == shard)
             codes[here] = self._flat(int(shard))[positions[here]]
@@ -285,8 +295,8 @@ class TokenStore:
         Members start at even bytes (tar pads to 512, npy headers to 64), so one fancy index gathers any pictures.
         """
         with self._mapping:
-            rows = self._rows.pop(shard)[0] if shard in self._rows else self._map(shard)
-            self._rows[shard] = rows, self._reads  # in the order of their last use
+            rows = self._rows.pop(shard).rows if shard in self._rows else self._map(shard)
+            self._rows[shard] = Mapped(rows, self._reads, time.time())  # in the order of their last use
             return rows
 
     def _map(self, shard: int) -> "UInt16[np.ndarray, 'positions t']":
@@ -297,6 +307,8 @@ class TokenStore:
             self._let_go()
         try:
             if self._remote:
+                if not path.is_file():
+                    self._let_go_before(self._reads)
                 with self._remote.open_tar(f"shards/{name}.tar", size, sha256, self._let_go) as file:
                     codes = np.memmap(file, dtype="<u2", mode="r").view(np.ndarray)
             else:
@@ -313,15 +325,21 @@ class TokenStore:
         """Unmap the tar that was longest not used; whether there was one."""
         if not self._rows:
             return False
-        del self._rows[next(iter(self._rows))]
+        shard = next(iter(self._rows))
+        mapped = self._rows.pop(shard)
+        if self._remote:
+            self._remote.tars.used(self.tar(shard)[0], mapped.time)
         return True
 
     def _let_old_go(self) -> None:
         """Unmap tars of the cache that the last reads did not use, so that others can take their place there."""
         with self._mapping:
             self._reads += 1
-            while self._rows and next(iter(self._rows.values()))[1] < self._reads - KEPT_READS:
-                self._let_go()
+            self._let_go_before(self._reads - KEPT_READS)
+
+    def _let_go_before(self, read: int) -> None:
+        while self._rows and next(iter(self._rows.values())).read < read:
+            self._let_go()
 
     # Elsewhere.
 
@@ -339,6 +357,16 @@ class TokenStore:
         assert self._remote is not None
         (name, sha256), (_, size) = self.shards[shard], self.tar(shard)
         return self._remote.bring_tar(f"shards/{name}.tar", size, sha256, needed, stopped)
+
+    def _bring_together(self, shards: list[int]) -> None:
+        """Fetch at once what is missing of the tars that are read next, as far as the cache holds them together."""
+        missing = [shard for shard in shards if shard not in self._rows and not self.tar(shard)[0].is_file()]
+        if len(missing) > 1:
+            with self._mapping:
+                self._let_go_before(self._reads)  # the cache knows best which of all to drop
+            needed = {self.tar(shard)[0] for shard in shards}
+            with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+                list(pool.map(lambda shard: self.bring(shard, needed, lambda: False), missing))
 
     def _fetch(self, folder: str, shard: int | None = None) -> None:
         """Bring what a shard, or all of them, have in strings/ or shards/, where the store lies elsewhere."""

@@ -37,6 +37,12 @@ class TarCache:
                 return file
             file.close()  # it left the cache between the two lines
 
+    def used(self, path: Path, when: float) -> None:
+        """Say that a tar was in use until then."""
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < when:
+                os.utime(path, (when, when))
+
     @contextmanager
     def writing(self, path: Path, size: int, let_go: Callable[[], bool]) -> Iterator[BinaryIO]:
         """A file of `size` bytes that becomes `path` on a clean exit. Its bytes count from now on.

@@ -101,12 +101,12 @@ def fetched(monkeypatch):
 
 def test_shards_are_fetched_in_the_order_of_their_first_use_within_the_horizon(local, memory, fetched, cache):
     plan = plan_of(TokenStore("memory://bucket/random"))
-    expected = [f"{shard:05d}" for _, shard in plan.shards(8, 80)]
+    expected = [f"{shard:05d}" for _, shard in plan.shards(8, 64)]
     assert 2 < len(expected) < SHARDS  # the windows ahead need a part of the store
-    ahead = ReadAhead(plan, one_run, 4, next_window=8, horizon=80, threads=1)
+    ahead = ReadAhead(plan, one_run, 4, next_window=8, horizon=64, threads=1)
     wait_until(lambda: len(tars(cache)) == len(expected))
     ahead.advance(4000)  # the reader has overtaken it
-    later = [f"{shard:05d}" for _, shard in plan.shards(4000, 80)]
+    later = [f"{shard:05d}" for _, shard in plan.shards(4000, 64)]
     wait_until(lambda: set(later) <= {name.removesuffix(".tar") for name in tars(cache)})
     ahead.close()
     assert ahead.problem is None
