@@ -48,8 +48,8 @@ class Options:
     workers: int = 2  # of the published loader's pool
 
 
-def write_store(folder: Path, options: Options) -> TokenStore:
-    """A store of random codes, of pictures with two channels."""
+def write_store(folder: Path, options: Options, shard_size: int = 4096) -> TokenStore:
+    """A store of random codes, of pictures with two channels, so many in a shard."""
     side = options.tokens_per_picture
     plan = {
         "version": layout.VERSION,
@@ -61,8 +61,8 @@ def write_store(folder: Path, options: Options) -> TokenStore:
         "grid": [1, side],
     }
     random, shards = np.random.default_rng(0), []
-    for number, start in enumerate(range(0, options.pictures, 4096)):
-        shard, units = Shard(CHANNELS), range(start, min(start + 4096, options.pictures))
+    for number, start in enumerate(range(0, options.pictures, shard_size)):
+        shard, units = Shard(CHANNELS), range(start, min(start + shard_size, options.pictures))
         for i in units:
             shard.add(Item(f"{i}", f"{i}", 0, -1, {channel: np.empty(1) for channel in CHANNELS}))
         codes = random.integers(0, options.num_codes, (shard.num_pictures, side)).astype(np.uint16)
