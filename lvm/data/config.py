@@ -11,14 +11,17 @@
 An entry's keys beyond source, recipe and weight are the options of its recipe (`lvm/sentences/`).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from lvm.data.schedule import LONGEST_PERIOD
 from lvm.runtime import UserError, build
 from lvm.sentences import RECIPES, Recipe
 from lvm.store import SimulatedConfig
 
+LAST_STAGE = 1 << 40  # windows
 PLAN_VERSION = 1  # raised by any change that gives other windows for an equal config
 
 
@@ -30,6 +33,10 @@ class SourceConfig:
     exclude_groups: tuple[str, ...] = ()  # groups held out by name, for a source of few groups
     max_epochs: float | None = None  # of each of its entries that does not say itself
     simulated: SimulatedConfig | None = None  # in place of a store: items that are not there, to plan with
+
+    def __post_init__(self) -> None:
+        if self.store and self.simulated:
+            raise UserError(f"a source has store {self.store} and simulated; set simulated=null to use the store")
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,10 @@ class DataConfig:
         for name, least in (("seq_len", 1), ("period", 1), ("shuffle_block", 1), ("held_out_per_mille", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"data.{name} is {getattr(self, name)}; use {least} or more")
+        if self.period > LONGEST_PERIOD:
+            raise UserError(f"data.period is {self.period}; use {LONGEST_PERIOD} or less")
+        if self.total_tokens is not None and not 0 < self.total_tokens < math.inf:
+            raise UserError(f"data.total_tokens is {self.total_tokens:g}; use a number above 0, or null")
         if self.held_out_per_mille >= 1000:
             raise UserError(
                 f"data.held_out_per_mille is {self.held_out_per_mille}; 1000 holds out everything, use less"
@@ -100,23 +111,34 @@ class DataConfig:
             if (entry.weight is None) == (entry.epochs is None):
                 raise UserError(f"entry {name!r} needs either weight or epochs")
             for key in ("weight", "epochs"):
-                if (given := getattr(entry, key)) is not None and given < 0:
+                if (given := getattr(entry, key)) is not None and not 0 <= given < math.inf:
                     raise UserError(f"entry {name!r} has {key} {given:g}; use 0 (left out) or more")
-            if (most := self.most_epochs(name)) is not None and most <= 0:
+            if (most := self.most_epochs(name)) is not None and not most > 0:
                 raise UserError(f"entry {name!r} has max_epochs {most:g}; use more than 0")
+            if most is not None and entry.epochs is not None and entry.epochs > most:
+                raise UserError(
+                    f"entry {name!r} has epochs {entry.epochs:g} and max_epochs {most:g}; change one of them"
+                )
         limited = [name for name in self.entries if self.entries[name].epochs is not None or self.most_epochs(name)]
         if limited and len(self.stages) > 1:
             raise UserError(f"entry {limited[0]!r} has epochs or max_epochs, which need a mixture without stages")
         starts = [stage.from_window for stage in self.stages]
         if starts[:1] != [0] or starts != sorted(set(starts)):
             raise UserError(f"data.stages start at windows {starts}; the first must be 0 and each later than the last")
+        if starts[-1] > LAST_STAGE:
+            raise UserError(f"data.stages start at windows {starts}; use numbers up to {LAST_STAGE}")
         for number, stage in enumerate(self.stages):
             for name, weight in stage.weights.items():
                 if name not in self.entries:
                     known = ", ".join(self.entries)
                     raise UserError(f"data.stages[{number}].weights names {name!r}, which is no entry; known: {known}")
-                if weight < 0:
+                if not 0 <= weight < math.inf:
                     raise UserError(f"data.stages[{number}].weights.{name} is {weight:g}; use 0 (left out) or more")
+                if weight and self.entries[name].epochs is not None:
+                    raise UserError(
+                        f"data.stages[{number}].weights.{name} is {weight:g} and entry {name!r} has epochs; "
+                        "drop one of them"
+                    )
             if not any(weight > 0 for weight in self.weights(number)):
                 raise UserError(f"no entry of data.stages[{number}] has a weight above 0")
 
@@ -145,6 +167,8 @@ def data_config(config: "DataConfig | Mapping[str, Any]") -> DataConfig:
         return config
     values = dict(config)
     entries = values.get("entries", {})
+    if not isinstance(entries, Mapping | list | tuple):
+        raise UserError(f"data.entries is {entries!r}; it must be a mapping of entries, or a list of them with names")
     if not isinstance(entries, Mapping):
         named = {}
         for index, entry in enumerate(entries):
@@ -154,6 +178,11 @@ def data_config(config: "DataConfig | Mapping[str, Any]") -> DataConfig:
                 raise UserError(f"data.entries has two entries named {entry['name']!r}; rename one")
             named[entry["name"]] = {key: value for key, value in entry.items() if key != "name"}
         entries = named
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping):
+            raise UserError(
+                f"data.entries.{name} is {entry!r}; it must be a mapping, or ~data.entries.{name} leaves it out"
+            )
     own = {f.name for f in fields(EntryConfig)} - {"options"}
     values["entries"] = {
         name: {

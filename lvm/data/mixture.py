@@ -53,6 +53,12 @@ def sentence_shares(
             f"the entries' epochs make {asked.sum():.4g} tokens, data.total_tokens is {total_tokens:.4g}; "
             + ("raise it or ask for fewer epochs" if rest < 0 else "lower it or give an entry a weight")
         )
+    if rest < 1e-6 and weight.any():
+        named = next(wish.name for wish in wishes if wish.weight)
+        raise UserError(
+            f"the entries' epochs make all of data.total_tokens {total_tokens:.4g}, so that nothing is left for entry "
+            f"{named!r}; raise it, ask for fewer epochs or give that entry weight 0"
+        )
     share = (fixed + max(rest, 0.0) * shared(weight, most / max(rest, 1e-12), total_tokens * rest)) / pictures
     return share / share.sum()
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float64, Int16, Int32, Int64
 
 
+LONGEST_PERIOD = 1 << 28  # its tables take some 20 bytes a sentence, and more while they are made
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Slot -> entry and the how-manieth sentence of that entry in the period it is."""
@@ -37,9 +40,11 @@ def slot_counts(
     missing = period - int(counts.sum())
     if missing < 0:
         smallest = int(np.argmin(np.where(shares > 0, shares, np.inf)))
+        needed = int(np.ceil(1 / shares[smallest]))
         raise UserError(
             f"period {period} is too short for the weights: it has {quota[smallest]:.3g} sentences of entry "
-            f"{names[smallest]!r}; use data.period={int(np.ceil(1 / shares[smallest]))}"
+            f"{names[smallest]!r}; "
+            + (f"use data.period={needed}" if needed <= LONGEST_PERIOD else "give it a larger share, or weight 0")
         )
     order = np.argsort(-(quota - counts), kind="stable")
     counts[order[:missing]] += 1

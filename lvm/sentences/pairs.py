@@ -41,7 +41,9 @@ class Pairs(Recipe):
 
     def __post_init__(self) -> None:
         if self.pictures < 2 or self.pictures % 2:
-            raise UserError(f"pairs need an even number of pictures, not {self.pictures}; use {self.pictures + 1}")
+            raise UserError(
+                f"pairs need an even number of pictures, not {self.pictures}; use {max(self.pictures + 1, 2)}"
+            )
 
     @property
     def units(self) -> int:

@@ -12,6 +12,8 @@ import numpy as np
 
 from lvm.runtime import UserError
 from lvm.runtime.hashing import hash64, seed_from
+from lvm.sources.base import MAX_CHANNELS
+from lvm.store.layout import BLOCK_PICTURES
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int, Int64, UInt16, UInt64
@@ -32,6 +34,13 @@ class SimulatedConfig:
         for name in ("items", "pictures", "tokens_per_picture", "num_codes"):
             if getattr(self, name) < 1:
                 raise UserError(f"simulated.{name} is {getattr(self, name)}; use 1 or more")
+        for name, most in (("pictures", BLOCK_PICTURES), ("num_codes", 1 << 16)):  # as of a store
+            if getattr(self, name) > most:
+                raise UserError(f"simulated.{name} is {getattr(self, name)}; use {most} or less")
+        if self.classes < 0:
+            raise UserError(f"simulated.classes is {self.classes}; use 0 (none) or more")
+        if not 1 <= len(set(self.channels)) == len(self.channels) <= MAX_CHANNELS:
+            raise UserError(f"simulated.channels is {list(self.channels)}; name 1 to {MAX_CHANNELS}, each once")
 
 
 class SimulatedStore:

@@ -60,6 +60,7 @@ def test_no_share_is_above_its_cap_and_those_below_keep_their_proportions(pairs)
         ([Wish("a", 1, 10, 1, None, 2)], None, r"entry 'a' has max_epochs; say in data\.total_tokens"),
         ([Wish("a", 1, 10, None, 3), Wish("b", 1, 10, 1)], 20, "make 30 tokens, data.total_tokens is 20; raise it"),
         ([Wish("a", 1, 10, None, 1)], 20, "lower it or give an entry a weight"),
+        ([Wish("a", 1, 10, None, 2), Wish("b", 1, 10, 1)], 20, "nothing is left for entry 'b'; raise it"),
         ([Wish("a", 1, 10, 1, None, 1)], 20, r"max_epochs leave 10 of data\.total_tokens to no entry"),
     ],
 )
@@ -96,7 +97,16 @@ def test_epochs_and_caps_of_a_config_decide_how_often_a_sentence_is_seen():
         ({"single": {"epochs": 1}}, "entry 'single' needs either weight or epochs"),
         ({"single": {"weight": None}}, "entry 'single' needs either weight or epochs"),
         ({"single": {"weight": None, "epochs": -1}}, "entry 'single' has epochs -1"),
+        ({"single": {"weight": None, "epochs": float("inf")}}, "entry 'single' has epochs inf"),
         ({"single": {"max_epochs": 0}}, "entry 'single' has max_epochs 0; use more than 0"),
+        ({"single": {"max_epochs": float("nan")}}, "entry 'single' has max_epochs nan; use more than 0"),
+        ({"single": {"weight": None, "epochs": 3, "max_epochs": 2}}, "has epochs 3 and max_epochs 2; change one"),
+        (
+            {"single": {"weight": None, "epochs": 3}, "stages": [{"from_window": 0, "weights": {"single": 2}}]},
+            r"weights\.single is 2 and entry 'single' has epochs; drop one of them",
+        ),
+        ({"total_tokens": 0}, r"data\.total_tokens is 0; use a number above 0, or null"),
+        ({"total_tokens": float("nan")}, r"data\.total_tokens is nan"),
         (
             {"single": {"max_epochs": 2}, "stages": [{"from_window": 0}, {"from_window": 9}]},
             "entry 'single' has epochs or max_epochs, which need a mixture without stages",

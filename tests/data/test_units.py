@@ -168,3 +168,18 @@ def test_a_simulated_store_is_the_same_wherever_it_is_opened():
     assert not np.array_equal(a.pictures(items, 0, 2), a.pictures(items, 1, 2))
     assert not np.array_equal(SimulatedStore("t", config).pictures(items, 0), a.pictures(items, 0))
     assert np.array_equal(a.columns(5, 9).group, a.columns(0, 20).group[5:9])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"num_codes": 70_000}, "num_codes is 70000; use 65536 or less"),
+        ({"pictures": 2**70}, "pictures is .*; use 2048 or less"),
+        ({"classes": -1}, "classes is -1; use 0"),
+        ({"channels": ("image", "image")}, "name 1 to 63, each once"),
+        ({"channels": ()}, "name 1 to 63, each once"),
+    ],
+)
+def test_a_simulated_store_holds_no_more_than_a_store_could(options, says):
+    with pytest.raises(UserError, match=says):
+        SimulatedConfig(items=5, **options)
