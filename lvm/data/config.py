@@ -62,7 +62,7 @@ class EntryConfig:
     epochs: float | None = None  # in place of a weight: how often each of its sentences is seen in `total_tokens`
     max_epochs: float | None = None  # no more of it than so often in `total_tokens`; the others share the rest
     only: OnlyConfig = field(default_factory=OnlyConfig)  # some of the source's items
-    missing: Literal["skip", "error"] = "skip"  # items that lack a channel: left out and counted, or refused
+    missing: Literal["skip", "error"] = "skip"  # items with some of its channels, not all: left out, or refused
     options: dict[str, Any] = field(default_factory=dict)  # of the recipe
 
 

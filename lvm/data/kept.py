@@ -38,8 +38,11 @@ def kept(identity: Mapping[str, Any], make: Callable[[], tuple[Tables, Any]]) ->
                 f"the tables of this plan cannot be written to {folder.parent} ({error}); free space there or set "
                 "LVM_CACHE to another folder"
             ) from None
-    info = read_json(folder / "about.json")
-    return {name: _map(folder / f"{name}.npy") for name in info["tables"]}, info["about"]
+    try:
+        info = read_json(folder / "about.json")
+        return {name: _map(folder / f"{name}.npy") for name in info["tables"]}, info["about"]
+    except (OSError, ValueError, EOFError, KeyError, TypeError, UserError) as error:
+        raise UserError(f"the kept tables of this plan are damaged ({error}); remove {folder}") from None
 
 
 def _write(folder: Path, tables: Tables, about: Any) -> None:

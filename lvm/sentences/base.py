@@ -56,7 +56,7 @@ class Columns(Protocol):
     @property
     def group(self) -> "UInt64[np.ndarray, 'items']": ...
     def has(self, channel: str) -> "Bool[np.ndarray, 'items']":
-        """Whether the channel is in the item itself or in its view 0."""
+        """Whether the channel is in the item itself or, with as many pictures, in its view 0."""
 
 
 class Catalogue(Protocol):

@@ -82,15 +82,17 @@ class ItemColumns:
         return self._store.column("group", self._start, self._stop)
 
     def has(self, channel: str) -> "Bool[np.ndarray, 'items']":
-        """Whether the channel is in the item itself or in its view 0."""
+        """Whether the channel is in the item itself or, with as many pictures, in its view 0."""
         bit = self._store.bit(channel)
         here = (self.channel_mask >> bit) & 1 == 1
         lacking = np.flatnonzero(~here)
         if lacking.size:
             base = self._store.base_of(self._start + lacking)
             blocks = self._store.blocks
-            held = (blocks.channel_mask[blocks.of_items(np.maximum(base, 0))] >> bit) & 1 == 1
-            here[lacking] = held & (base >= 0)
+            holder = blocks.of_items(np.maximum(base, 0))
+            held = (blocks.channel_mask[holder] >> bit) & 1 == 1
+            alike = blocks.num_pictures[holder] == self.num_pictures[lacking]  # else frames would not fit together
+            here[lacking] = held & alike & (base >= 0)
         return here
 
 

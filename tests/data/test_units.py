@@ -1,5 +1,6 @@
 """Units of entries: bits and lists name the same items, runs do not matter, agreeing units come a few at a time."""
 
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -91,6 +92,23 @@ def test_tables_that_cannot_be_written_are_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("LVM_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"cannot be written to .*file/plans .*set LVM_CACHE to another folder"):
         kept.kept({}, lambda: ({}, None))
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "lost", "no about", "torn about"])
+def test_damaged_tables_are_one_line_that_names_the_folder(damage, monkeypatch, tmp_path):
+    monkeypatch.setenv("LVM_CACHE", str(tmp_path))
+    monkeypatch.setattr("lvm.data.plan.LEAST_KEPT", 0)
+    TokenPlan.from_config(CONCAT, {"world": STORE})
+    (about,) = tmp_path.glob("plans/*/about.json")
+    table = about.with_name("items.npy")
+    if damage in ("cut", "emptied"):
+        os.truncate(table, 140 if damage == "cut" else 0)
+    elif damage == "torn about":
+        about.write_text('{"tables": [')
+    else:
+        (table if damage == "lost" else about).unlink()
+    with pytest.raises(UserError, match=f"tables of this plan are damaged .*; remove {about.parent}"):
+        TokenPlan.from_config(CONCAT, {"world": STORE})
 
 
 def categories(classes, each, items=500, num_classes=7):

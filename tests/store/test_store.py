@@ -5,6 +5,7 @@ import io
 import pickle
 import tarfile
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from toy_source import ToySource
 from lvm.runtime import UserError
 from lvm.runtime.hashing import group_hash
 from lvm.store import TokenStore, build_store
+from lvm.store.columns import Blocks, ItemColumns
 from lvm.store.layout import BLOCK_COLUMNS, ITEM_COLUMNS
 from lvm.store.shard import Record, Shard, write_shard
 from tokenizer import BulkEncoder
@@ -228,3 +230,14 @@ def test_reading_a_store_does_not_import_torch():
     code = "import sys, lvm.store.store, lvm.sources.reader_process; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     assert torch is not None
+
+
+def test_a_clip_borrows_no_channel_from_a_view_0_of_another_length():
+    """Views of an id may come from two stores that were merged; a frame of one must be a frame of the other."""
+    mask, lengths = np.array([1, 2, 2]), np.array([6, 6, 12], np.uint16)
+    blocks = Blocks.of(("image", "mask"), [3], mask, lengths, lengths, np.zeros((3, 2), np.int64))
+    store = SimpleNamespace(
+        blocks=blocks, channels=blocks.channels, bit=blocks.channels.index, base_of=lambda items: np.zeros_like(items)
+    )
+    columns = ItemColumns(store, 0, 3)
+    assert columns.has("image").tolist() == [True, True, False] and columns.has("mask").tolist() == [False, True, True]
