@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lvm.data.config import PLAN_VERSION, make_recipe
-from lvm.sentences import ROLES
+from lvm.data.config import PLAN_VERSION, OnlyConfig, make_recipe
+from lvm.sentences import ROLES, Recipe
 
 if TYPE_CHECKING:
     from lvm.data.entries import Entry
@@ -163,12 +163,24 @@ def _given(plan: "TokenPlan") -> dict[str, Any]:
                 "index": int(index),
                 "source": config.entries[name].source,
                 "recipe": config.entries[name].recipe,
-                "options": _plain(dataclasses.asdict(make_recipe(config, name))),  # type: ignore[call-overload]
-                "only": _plain(dataclasses.asdict(config.entries[name].only)),
+                "options": _options(make_recipe(config, name)),
+                **_only(config.entries[name].only),
             }
             for name, index in zip(config.used_entries(), plan.index)
         },
     }
+
+
+# What came later is left out where it changes nothing: runs that were begun before go on.
+
+
+def _options(recipe: Recipe) -> dict[str, Any]:
+    options = _plain(dataclasses.asdict(recipe))  # type: ignore[call-overload]
+    return {key: value for key, value in options.items() if (recipe.name, key, value) != ("pairs", "either", False)}
+
+
+def _only(only: OnlyConfig) -> dict[str, Any]:
+    return {} if only == OnlyConfig() else {"only": _plain(dataclasses.asdict(only))}
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

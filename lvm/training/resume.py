@@ -55,6 +55,7 @@ def restore(
 ) -> TrainState:
     """Read a checkpoint in place. Raises `UserError`, showing what differs, for a checkpoint of another run."""
     saved = read_state(path)
+    saved["identity"]["trainer"].setdefault("loss_on", "all")  # what it was before there was a choice
     if lines := differences(saved["identity"], identity):
         raise UserError(f"{path} was trained with other settings: {shown(lines)}; set them back or use another run_dir")
     state = TrainState(**saved["train"])

@@ -52,6 +52,13 @@ def test_windows_are_the_golden_ones(name):
     assert digest(PLANS[name]) == GOLDEN[name]
 
 
+def test_options_that_came_later_leave_the_fingerprint_of_older_plans():
+    """Runs that were begun before there were `only` and `either` go on."""
+    assert PLANS["aligned"].fingerprint == "9b372fa04595db9a22eaae679c47453ad18f0f0659f3616794516b937f88605e"
+    for change in ({"either": True}, {"only": {"labels": [0, 1]}}):
+        assert TokenPlan.from_config(with_entry(**change), {"world": STORE}).fingerprint != PLANS["aligned"].fingerprint
+
+
 SIMULATED = {
     "stills": {"items": 300, "channels": ["image", "depth", "edge"], "classes": 5},
     "clips": {"items": 40, "channels": ["image", "mask"], "pictures": 24},

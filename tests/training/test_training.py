@@ -19,7 +19,7 @@ from lvm.model import LVM
 from lvm.runtime import UserError
 from lvm.runtime.checkpoint import list_checkpoints, read_state
 from lvm.runtime.metrics import read_metrics
-from lvm.training import NotFinite, learning_rate
+from lvm.training import NotFinite, learning_rate, resume
 from lvm.training.loop import compute_dtype, micro_batches
 from lvm.training.optim import make_optimizer
 from lvm.training.parallel import make_loss, make_sharded_loss
@@ -132,6 +132,21 @@ def test_a_loss_on_answers_alone_counts_no_other_token(tmp_path):
     assert result.state.tokens == int(answers.sum())
     with pytest.raises(UserError, match=r"trained with other settings: .*loss_on"):
         run(tmp_path, plan, max_steps=2)
+
+
+def test_a_run_from_before_there_was_a_choice_of_loss_goes_on(tmp_path, monkeypatch):
+    run(tmp_path, max_steps=1, precision="fp32")
+    read = resume.read_state
+
+    def read_older(path):
+        state = read(path)
+        del state["identity"]["trainer"]["loss_on"]
+        return state
+
+    monkeypatch.setattr(resume, "read_state", read_older)
+    assert run(tmp_path, max_steps=2, precision="fp32")[1].state.step == 2
+    with pytest.raises(UserError, match="loss_on is answers and was all"):
+        run(tmp_path, max_steps=3, precision="fp32", loss_on="answers")
 
 
 def test_the_document_mask_restarts_attention_at_each_bos():
