@@ -12,6 +12,7 @@ overrides follow it. Nothing is written but the picture of --out.
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import lvm.data
 from lvm.data import Plan
 from lvm.runtime import UserError, atomic_path
 from lvm.runtime.config_files import load_config
+
+LAST = 10**12  # number of a window or draw; of larger ones token counts would not fit 64 bits
 
 
 def main(argv: list[str]) -> int:
@@ -33,10 +36,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--draw", type=int, default=0, help="plan: which draw of each entry --out shows (0)")
     parser.add_argument("--tokenizer", help="the one --out decodes with; the one the store remembers, if not given")
     arguments = parser.parse_intermixed_args(argv)
-    if arguments.action == "explain" and (arguments.window is None or arguments.window < 0):
+    if arguments.action == "explain" and arguments.window is None:
         raise UserError("lvm data explain needs --window N, a number from 0")
-    if arguments.tokens is not None and arguments.tokens <= 0:
-        raise UserError(f"--tokens is {arguments.tokens:g}; use more than 0")
+    for option in ("window", "draw"):
+        if not 0 <= (getattr(arguments, option) or 0) <= LAST:
+            raise UserError(f"--{option} is {getattr(arguments, option)}; use a number from 0 to {LAST}")
+    if arguments.tokens is not None and not 0 < arguments.tokens < math.inf:
+        raise UserError(f"--tokens is {arguments.tokens:g}; use a number above 0")
+    if arguments.out is not None and arguments.out.is_dir():
+        raise UserError(f"--out {arguments.out} is a folder; name the PNG to write")
     plan = open_plan(arguments.config, arguments.overrides)
     if arguments.action == "plan":
         rows = plan.describe(arguments.tokens)

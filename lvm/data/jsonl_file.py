@@ -62,7 +62,7 @@ def base64_of(line: bytes) -> bytes:
     if not isinstance(text, str):
         hint = " (a list of numbers is DeLVM's format)" if isinstance(text, list) else ""
         raise BadLine(f"its tokens are no base64 text{hint}")
-    return text.encode()
+    return text.encode(errors="replace")  # half of a surrogate pair becomes ?, which is no base64 either
 
 
 def count_codes(text: bytes) -> int:

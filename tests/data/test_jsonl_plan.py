@@ -339,6 +339,7 @@ BROKEN = {
     "no base64 text;": b'{"tokens": 5}',
     "its tokens are no base64;": b'{"tokens": "AAAAA"}',
     "30 bytes, no whole number of int32": line([1] * 15, "<i2"),
+    "are 3 bytes, no whole number of int32": b'{"tokens": "\\ud800AAA"}',  # half of a surrogate pair
 }
 BROKEN_INSIDE = {  # found where they are read
     "its tokens are no base64;": line([1] * 16).replace(b"AQAA", b"A*AA", 1),

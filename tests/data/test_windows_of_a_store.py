@@ -134,6 +134,11 @@ def test_the_plan_command_draws_a_sentence_of_each_entry(world, capsys, tmp_path
     [
         (["plan", "data/debug"], r"source 'world' has no store; set data\.sources\.world\.store"),
         (["explain", "data/debug"], "needs --window N"),
+        (["explain", "data/debug", "--window", "-1"], "--window is -1; use a number from 0"),
+        (["explain", "data/debug", "--window", str(1 << 63)], "use a number from 0 to 1000000000000"),
+        (["plan", "data/debug", "--draw", "-1"], "--draw is -1; use a number from 0"),
+        (["plan", "data/debug", "--tokens", "nan"], "--tokens is nan; use a number above 0"),
+        (["plan", "data/debug", "--out", "/tmp"], "--out /tmp is a folder"),
         (["plan", "data/debgu"], "did you mean"),
         (["plan", "data/debug", "entries.depth.weigth=3"], "weight"),
     ],
