@@ -30,13 +30,28 @@ CLOSING = 10.0  # seconds that `close` waits for a thread
 Batch = dict[str, "Tensor"]  # tokens int64, source int16, role int8, each [b, T+1]
 
 
+FIELDS = {"tokens": torch.int64, "source": torch.int16, "role": torch.int8}
+
+
 def to_batch(window: Window, pin: bool = False) -> Batch:
-    batch = {name: torch.from_numpy(getattr(window, name)) for name in ("tokens", "source", "role")}
+    batch = {name: torch.from_numpy(getattr(window, name)) for name in FIELDS}
     return pinned(batch) if pin else batch
 
 
 def pinned(batch: Batch) -> Batch:
     return {name: tensor.pin_memory() for name, tensor in batch.items()}
+
+
+def packed(batch: Batch) -> "Tensor":
+    """A batch as uint8 [bytes]: each tensor that goes from one process to another costs a connection between them."""
+    return torch.cat([batch[name].reshape(-1).view(torch.uint8) for name in FIELDS])
+
+
+def unpacked(content: "Tensor", windows: int) -> Batch:
+    sizes = [dtype.itemsize for dtype in FIELDS.values()]
+    tokens = len(content) // sum(sizes)
+    parts = content.split([tokens * size for size in sizes])
+    return {name: part.view(FIELDS[name]).view(windows, -1) for name, part in zip(FIELDS, parts)}
 
 
 def first_window(next_window: int, micro_batch: int, rank: int, ranks: int, size: int) -> int:
@@ -95,9 +110,9 @@ class _InWorker(torch.utils.data.Dataset[Any]):
     def _dataset(self) -> StepDataset:
         return pickle.loads(self._pickled)
 
-    def __getitem__(self, next_window: int) -> Batch | UserError:
+    def __getitem__(self, next_window: int) -> "Tensor | UserError":
         try:
-            return self._dataset[next_window]
+            return packed(self._dataset[next_window])
         except Exception as error:
             if not is_user_error(error):
                 raise
@@ -150,6 +165,7 @@ class StepsByProcesses:
     """
 
     def __init__(self, dataset: StepDataset, next_window: int, workers: int, ahead: int, pin: bool):
+        self._windows = dataset.batch_size * dataset.micro_batches
         others = set(multiprocessing.active_children())
         loader: Any = torch.utils.data.DataLoader(
             _InWorker(dataset),
@@ -177,7 +193,7 @@ class StepsByProcesses:
             raise UserError(f"a worker of the loader is gone ({died}); if memory ran out, use fewer workers")
         if isinstance(ready, UserError):
             raise ready
-        return ready
+        return unpacked(ready, self._windows)
 
     def close(self) -> None:
         atexit.unregister(self.close)
