@@ -2,9 +2,9 @@
 
 A server of S3 (moto) runs in a process of its own behind a proxy that holds each request back for `latency` seconds.
 Of the store's 50 tars the cache holds 20, so they are fetched again and again. Ours: `WindowLoader` with its tars
-read ahead. The alternative: the same without. Limit: the same store on this machine. Each is read as fast as it goes,
-which `rate` is of, and then as training does, a step of `pace` tokens/s at a time: `at_pace` says what share of the
-time was spent waiting for windows after the first step. The server takes part of the same cores.
+read ahead. The alternative: the same without. Limit: the same store on this machine. Each is read as training does, a
+step of `pace` tokens/s at a time, with the share of the time that was spent waiting for windows after the first step;
+and, as `unpaced`, as fast as it goes, when the server takes part of the same cores.
 
 Needs the extra `bench`: pip install -e '.[bench]'.
 """
@@ -255,7 +255,7 @@ def run(options: Options) -> dict[str, Any]:
             whats[name] = what
             found[name] = read_both_ways(address, options, cache_bytes, horizon, server)
         rows = {
-            name: measured(whats[name], one["unpaced"]["tokens"], "tokens/s", [one["unpaced"]["seconds"]], **one)
+            name: measured(whats[name], one["at_pace"]["tokens"], "tokens/s", [one["at_pace"]["seconds"]], **one)
             for name, one in found.items()
         }
         return result(
