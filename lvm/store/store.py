@@ -204,6 +204,11 @@ class TokenStore:
         admitted[self.excluded] = False
         return admitted
 
+    def _is_excluded(self, items: "Int64[np.ndarray, 'm']") -> "Bool[np.ndarray, 'm']":
+        """np.isin would go through the whole list at each read."""
+        place = np.searchsorted(self.excluded, items)
+        return self.excluded[np.minimum(place, len(self.excluded) - 1)] == items
+
     @cached_property
     def unknown_ids(self) -> list[str]:
         """Ids of the exclude list that are not here: of other stores, or misspelt."""
@@ -266,7 +271,7 @@ class TokenStore:
         """(block that holds the picture, row in it, shard, byte where the member's codes start)."""
         if len(items) and (items.min() < 0 or items.max() >= len(self)):
             raise IndexError(f"item {items.min()}..{items.max()} of a store of {len(self)} items")
-        if len(self.excluded) and (gone := np.isin(items, self.excluded)).any():
+        if len(self.excluded) and (gone := self._is_excluded(items)).any():
             i = int(items[np.argmax(gone)])
             raise UserError(f"{self.id(i)} is on the exclude list of {self.where}; no reader may show it")
         table, holders = self.blocks, items
@@ -485,7 +490,9 @@ class TokenStore:
                 if strings["id"] in wanted:
                     numbers[strings["id"]] = int(self._first_id[shard]) + place
         items = np.flatnonzero(np.isin(self.item, list(numbers.values())))
-        return {id: items[self.item[items] == number] for id, number in numbers.items()}
+        items = items[np.argsort(self.item[items], kind="stable")]  # by id
+        first, end = (np.searchsorted(self.item[items], list(numbers.values()), side) for side in ("left", "right"))
+        return {id: items[a:b] for id, a, b in zip(numbers, first.tolist(), end.tolist())}
 
     def locate(self, i: int, channel: str, frame: int = 0) -> tuple[str, str, int]:
         """(shard, tar member, row): where the codes of one picture lie."""

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -90,3 +91,25 @@ def test_cat_and_ls_know_of_them_and_merge_leaves_them_behind(store, tmp_path, c
     assert "excluded   3 of the items" in capsys.readouterr().out
     clean = merge(tmp_path / "clean", [store.path])
     assert clean.find(["unit7"]) == {} and len(clean) == len(store) - 3 and clean.admitted.all()
+
+
+def test_a_long_list_of_taken_down_items_does_not_slow_reading(toy_store):
+    store = TokenStore(toy_store.path)
+    store.excluded = np.concatenate([[3], len(store) + 5 * np.arange(1_000_000)])  # as of a store of millions
+    items = np.flatnonzero(store.has("image"))
+    items = items[items != 3]
+    start = time.perf_counter()
+    for _ in range(20):
+        codes = store.pictures(items, "image")
+    assert time.perf_counter() - start < 1  # going through the list takes 0.1 s and more each time
+    assert np.array_equal(codes, toy_store.pictures(items, "image"))
+    with pytest.raises(UserError, match="is on the exclude list"):
+        store.pictures([3], "image")
+
+
+def test_many_ids_are_found_in_one_pass_with_all_their_views(toy_store):
+    ids = list(dict.fromkeys(toy_store.id(i) for i in range(len(toy_store))))[::-1]
+    found = toy_store.find([*ids, "nobody"])
+    assert found.keys() == set(ids)
+    for id in ids[::7]:
+        assert found[id].tolist() == [i for i in range(len(toy_store)) if toy_store.id(i) == id]
