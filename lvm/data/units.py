@@ -254,14 +254,13 @@ def _finish(entry: _Found, source: str, stores: "Mapping[str, Store]") -> tuple[
     """(sizes of the groups, units): a list of item numbers, or marks."""
     recipe = entry.recipe
     if recipe.agree == "none":
-        packed = np.concatenate(entry.packed)
-        total = int(np.bitwise_count(packed).sum(dtype=np.int64))
+        total = sum(int(np.bitwise_count(run).sum(dtype=np.int64)) for run in entry.packed)
         sizes: Any = np.array([total], np.int64)
-        units: Any = (
-            Marks.of(packed)
-            if total > MOST_LISTED
-            else np.flatnonzero(np.unpackbits(packed, bitorder="little")).astype(np.uint32)
-        )
+        if total > MOST_LISTED:
+            units: Any = Marks.of(np.concatenate(entry.packed))
+        else:  # run after run: a byte for each item of a large store would be much more than the list is
+            found = [np.flatnonzero(np.unpackbits(run, bitorder="little")) for run in entry.packed]
+            units = np.concatenate([RUN * number + places for number, places in enumerate(found)]).astype(np.uint32)
     else:
         items, values = np.concatenate(entry.items), np.concatenate(entry.values)
         order = np.argsort(values, kind="stable")

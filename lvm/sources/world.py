@@ -50,9 +50,11 @@ class WorldConfig:
     latents_per_scene: int = 2  # under how many of them a scene or object is drawn: the views 1 + latent of its item
 
     def __post_init__(self) -> None:
-        for name in ("num_objects", "num_turntables", "num_puzzles"):
+        for name in (f"num_{kind}s" for kind in KINDS):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} {getattr(self, name)} must be 0 or more")
+        if self.num_frames < 1:
+            raise UserError(f"num_frames {self.num_frames} must be 1 or more")
         if not 0 <= self.num_figures[0] <= self.num_figures[1] <= 6:
             raise UserError(f"num_figures {self.num_figures} must be from 0 to 6, the smaller first")
         for option, known in (("channels", CHANNELS), ("clip_channels", CLIP_CHANNELS)):

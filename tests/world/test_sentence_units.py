@@ -170,6 +170,9 @@ def test_the_latents_of_clips_differ():
 @pytest.mark.parametrize(
     "changes",
     [
+        {"num_scenes": -1},
+        {"num_clips": -1},
+        {"num_frames": 0},
         {"num_objects": -1},
         {"num_turntables": -1},
         {"num_puzzles": -2},
