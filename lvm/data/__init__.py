@@ -2,6 +2,7 @@
 
 from lvm.data.base import Plan, Window
 from lvm.data.config import PLAN_VERSION, DataConfig, EntryConfig, SourceConfig, StageConfig, data_config
+from lvm.data.held_out import held_out_plan
 from lvm.data.jsonl_plan import JsonLinesConfig, JsonLinesPlan
 from lvm.data.loader import WindowDataset, WindowLoader
 from lvm.data.opening import open_plan
@@ -21,5 +22,6 @@ __all__ = [
     "WindowDataset",
     "WindowLoader",
     "data_config",
+    "held_out_plan",
     "open_plan",
 ]

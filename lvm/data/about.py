@@ -150,6 +150,7 @@ def _given(plan: "TokenPlan") -> dict[str, Any]:
         "seed": config.seed,
         "shuffle_block": config.shuffle_block,
         "held_out_per_mille": config.held_out_per_mille,
+        **({} if config.split == "train" else {"split": config.split}),
         "excluded": {
             name: {
                 "views": sorted(config.sources[name].exclude_views),

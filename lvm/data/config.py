@@ -80,6 +80,7 @@ class DataConfig:
     packing: Literal["concat", "aligned"] = "concat"  # aligned: no sentence is cut, the rest of a window is PAD
     seed: int = 0  # of the order of everything
     held_out_per_mille: int = 10  # groups that are in no window: hash(group) mod 1000 below this
+    split: Literal["train", "held_out"] = "train"  # held_out: windows of those groups alone, and of exclude_groups
     weights_by: Literal["tokens", "sentences"] = "tokens"  # what the weights are shares of
     total_tokens: float | None = None  # picture tokens of the whole run, which `epochs` and `max_epochs` refer to
     period: int = 4096  # sentences in which the mixture repeats; longer for entries of tiny weight

@@ -123,8 +123,16 @@ class _Lacks:
 Rule = Callable[[Columns, int, int], Condition]
 
 
+class TooFewItems(UserError):
+    """Entries that no sentence can be made of; the message is about the first."""
+
+    def __init__(self, message: str, entries: Sequence[str]):
+        super().__init__(message)
+        self.entries = tuple(entries)
+
+
 def find_units(config: DataConfig, stores: "Mapping[str, Store]", names: Sequence[str]) -> Units:
-    """The units of the entries `names`. Raises `UserError` for one that no sentence can be made of."""
+    """The units of the entries `names`. Raises `TooFewItems` for those that no sentence can be made of."""
     found = {name: _start(config, name, stores[config.entries[name].source]) for name in names}
     for source, store in stores.items():
         mine = [found[name] for name in names if config.entries[name].source == source]
@@ -138,7 +146,19 @@ def find_units(config: DataConfig, stores: "Mapping[str, Store]", names: Sequenc
             for start, results in zip(range(0, len(store), RUN), pool.map(look, range(0, len(store), RUN))):
                 for entry, result in zip(mine, results):
                     _add(entry, result, source, store, start)
-    tables = [_finish(entry, config.entries[entry.name].source, stores) for entry in found.values()]
+    tables = [_finish(entry) for entry in found.values()]
+    few = {
+        entry.name: int(sizes.sum()) for entry, (sizes, _) in zip(found.values(), tables) if _no_sentence(entry, sizes)
+    }
+    if few:
+        entry, total = found[next(iter(few))], next(iter(few.values()))
+        source = config.entries[entry.name].source
+        why = "; ".join(f"{count} {reason}" for reason, count in entry.left_out.items()) or "nothing was left out"
+        raise TooFewItems(
+            f"entry {entry.name!r} has {total} usable items in source {source!r} and needs {entry.recipe.units} a "
+            f"sentence (left out of {len(stores[source])}: {why}); add pictures, change the entry or give it weight 0",
+            list(few),
+        )
     listed = [table[1] for table in tables if isinstance(table[1], np.ndarray)]
     return Units(
         np.array([int(table[0].sum()) for table in tables], np.int64),
@@ -181,6 +201,11 @@ def _rules(config: DataConfig, source: str, store: "Store") -> list[Rule]:
     def not_held_out(columns: Columns, start: int, stop: int) -> Condition:
         return Condition("held out", ~held_out(columns.group, config.held_out_per_mille))
 
+    def only_held_out(columns: Columns, start: int, stop: int) -> Condition:
+        return Condition(
+            "trained on", held_out(columns.group, config.held_out_per_mille) | np.isin(columns.group, named)
+        )
+
     def other_group(columns: Columns, start: int, stop: int) -> Condition:
         return Condition("excluded group", ~np.isin(columns.group, named))
 
@@ -189,8 +214,8 @@ def _rules(config: DataConfig, source: str, store: "Store") -> list[Rule]:
 
     return [
         *([taken_down] if len(gone) else []),
-        not_held_out,
-        *([other_group] if len(named) else []),
+        *([not_held_out] if config.split == "train" else [only_held_out]),
+        *([other_group] if len(named) and config.split == "train" else []),
         *([other_view] if len(views) else []),
     ]
 
@@ -250,7 +275,12 @@ def _add(entry: _Found, result: Any, source: str, store: "Store", start: int) ->
         entry.left_out[reason] = entry.left_out.get(reason, 0) + count
 
 
-def _finish(entry: _Found, source: str, stores: "Mapping[str, Store]") -> tuple[Any, Any]:
+def _no_sentence(entry: _Found, sizes: "Int64[np.ndarray, 'groups']") -> bool:
+    together = entry.recipe.together
+    return int((sizes // together).sum()) * together < entry.recipe.units
+
+
+def _finish(entry: _Found) -> tuple[Any, Any]:
     """(sizes of the groups, units): a list of item numbers, or marks."""
     recipe = entry.recipe
     if recipe.agree == "none":
@@ -270,11 +300,5 @@ def _finish(entry: _Found, source: str, stores: "Mapping[str, Store]") -> tuple[
         if not whole.all():
             entry.left_out[f"fewer than {recipe.together} of one {recipe.agree}"] = int(sizes[~whole].sum())
             items, sizes = items[np.repeat(whole, sizes)], sizes[whole]
-        units, total = items.astype(np.uint32), len(items)
-    if int((sizes // recipe.together).sum()) * recipe.together < recipe.units:
-        why = "; ".join(f"{count} {reason}" for reason, count in entry.left_out.items()) or "nothing was left out"
-        raise UserError(
-            f"entry {entry.name!r} has {total} usable items in source {source!r} and needs {recipe.units} a "
-            f"sentence (left out of {len(stores[source])}: {why}); add pictures, change the entry or give it weight 0"
-        )
+        units = items.astype(np.uint32)
     return sizes, units
