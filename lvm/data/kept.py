@@ -14,13 +14,14 @@ import numpy as np
 from lvm.runtime import UserError, read_json, write_json
 from lvm.runtime.files import atomic_folder, cache_folder, locked
 
+TABLES_VERSION = 1  # raised where tables of the same plan have another form: those kept before are then made anew
 LEAST_KEPT = 1 << 21  # items and slots together
 
 Tables = dict[str, np.ndarray]
 
 
 def folder_of(identity: Mapping[str, Any]) -> Path:
-    text = json.dumps(identity, sort_keys=True)
+    text = json.dumps({"tables": TABLES_VERSION, **identity}, sort_keys=True)
     return cache_folder() / "plans" / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

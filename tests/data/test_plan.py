@@ -291,6 +291,8 @@ def test_the_fingerprint_names_the_bytes():
         {"held_out_per_mille": 101},
         {"stages": STAGES},
         {"sources": {"world": {"exclude_views": [7]}}},
+        {"sources": {"world": {"exclude_groups": ["nobody"]}}},
+        {"weights_by": "sentences"},
     ]
     prints = [TokenPlan.from_config(mixture(**change), {"world": STORE}).fingerprint for change in changes]
     reversed_clip = copy.deepcopy(mixture())

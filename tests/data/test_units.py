@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixtures import mixture
 
-from lvm.data import TokenPlan, kept, units
+from lvm.data import TokenPlan, about, kept, units
 from lvm.data.units import Marks
 from lvm.runtime import UserError
 from lvm.store import SimulatedConfig, SimulatedStore
@@ -61,6 +61,38 @@ def test_a_kept_plan_is_another_for_another_mixture_or_packing(packing, monkeypa
         monkeypatch.setattr("lvm.data.plan.LEAST_KEPT", 0)
         assert plan.facts == made.facts and np.array_equal(plan.windows(0, 80).source, made.windows(0, 80).source)
     assert len(list(tmp_path.glob("plans/*/about.json"))) == 4
+
+
+def test_all_that_decides_the_tables_of_a_plan_names_their_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("LVM_CACHE", str(tmp_path))
+    clip = mixture()["entries"]["clip"]
+    changes = [
+        {"weights_by": "sentences"},
+        {"period": 65},
+        {"shuffle_block": 17},
+        {"seq_len": 65},
+        {"sources": {"world": {"exclude_views": [2]}}},
+        {"sources": {"world": {"exclude_groups": ["world-clip-0"]}}},
+        {"sources": {"world": {"max_epochs": 90}}, "total_tokens": 20_000},
+        {"sources": {"world": {"max_epochs": 90}}, "total_tokens": 30_000},
+        {"sources": {"world": {"max_epochs": 91}}, "total_tokens": 30_000},
+        *({"entries": mixture()["entries"] | {"clip": clip | change}} for change in (
+            {"weight": 21}, {"missing": "error"}, {"strides": [1]}, {"only": {"pictures": [16, 16]}},
+        )),
+    ]  # fmt: skip
+    plans = [TokenPlan.from_config(mixture(**change), {"world": STORE}) for change in [{}, *changes]]
+    assert len({kept.folder_of(about.identity(plan)) for plan in plans}) == len(plans)
+    less = FakeStore(scenes=60, clips=8, frames=(16, 40))
+    less.excluded, less.exclusion = np.array([3]), "3"
+    assert kept.folder_of(about.identity(TokenPlan.from_config(mixture(), {"world": less}))) not in {
+        kept.folder_of(about.identity(plan)) for plan in plans
+    }
+
+
+def test_tables_of_another_form_are_not_taken_for_ours(monkeypatch):
+    before = kept.folder_of({"plan": 1})
+    monkeypatch.setattr(kept, "TABLES_VERSION", kept.TABLES_VERSION + 1)
+    assert kept.folder_of({"plan": 1}) != before
 
 
 def test_a_plan_that_cannot_be_made_keeps_nothing(monkeypatch, tmp_path):
