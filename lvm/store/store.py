@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lvm.runtime import UserError, read_json
+from lvm.runtime import UserError, atomic_path, read_json
+from lvm.runtime.files import cache_folder, locked
 from lvm.store import layout
 from lvm.store.columns import Blocks, ItemColumns, base_within
 from lvm.store.remote import RemoteFolder, is_url
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 KEPT_STRINGS = 16  # shards whose strings stay in memory
 KEPT_BASES = 256  # shards of which it is remembered where each item's view 0 is
+KEPT_TABLE = 256  # shards from which on the table of all blocks is kept in $LVM_CACHE
 KEPT_READS = 16  # calls of `pictures` that a tar of the cache stays mapped for, and so cannot leave it
 FETCHED_AT_ONCE = 4  # tars that one read needs
 CHECKED_AT_ONCE = 16  # files looked at together
@@ -107,10 +109,31 @@ class TokenStore:
     @cached_property
     def blocks(self) -> Blocks:
         """All blocks; what a recipe asks of a whole store, too (`lvm.sentences.Kinds`)."""
+        counts = [shard["blocks"] for shard in self.info["shards"]]
+        table = self._block_table()
+        return Blocks.of(
+            self.channels, counts, np.ascontiguousarray(table[:, 0]), table[:, 1], table[:, 2], table[:, 3:]
+        )
+
+    def _block_table(self) -> "Int64[np.ndarray, 'blocks columns']":
+        """`layout.BLOCK_COLUMNS` side by side. Those of many shards are as many small files, so a copy is kept."""
+        if len(self.shards) < KEPT_TABLE:
+            return self._read_block_table()
+        key = hashlib.sha256(json.dumps([self.fingerprint, self.channels]).encode()).hexdigest()[:16]
+        path = cache_folder() / "blocks" / f"{key}.npy"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(path.with_name(f".lock-{key}")):  # one process of the machine reads them, the others wait
+                if not path.is_file():
+                    with atomic_path(path) as aside:
+                        np.save(aside, self._read_block_table(), allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+
+    def _read_block_table(self) -> "Int64[np.ndarray, 'blocks columns']":
         self._fetch_columns(*layout.BLOCK_COLUMNS)
         mask, num_pictures, rows, offset = (self._whole(name) for name in layout.BLOCK_COLUMNS)
-        counts = [shard["blocks"] for shard in self.info["shards"]]
-        return Blocks.of(self.channels, counts, mask, num_pictures, rows, offset)
+        columns = [column.astype(np.int64)[:, None] for column in (mask, num_pictures, rows)]
+        return np.concatenate([*columns, offset.reshape(len(mask), len(self.channels))], axis=1)
 
     def columns(self, start: int = 0, stop: int | None = None) -> ItemColumns:
         """The columns of items start .. stop-1."""

@@ -8,6 +8,7 @@ import pytest
 from lvm.data import TokenPlan
 from lvm.runtime import UserError
 from lvm.store import TokenStore, layout, verify
+from lvm.store import store as store_module
 
 
 @pytest.fixture
@@ -74,3 +75,14 @@ def test_a_plan_checks_all_its_stores(copy):
     copy.tar(3)[0].unlink()
     with pytest.raises(UserError, match=r"00003.tar cannot be read"):
         plan.check_files()
+
+
+def test_the_table_of_the_blocks_of_many_shards_is_kept(toy_store, tmp_path, monkeypatch):
+    monkeypatch.setenv("LVM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(store_module, "KEPT_TABLE", 4)
+    first = TokenStore(toy_store.path).blocks
+    monkeypatch.setattr(TokenStore, "_read_block_table", None)  # nobody reads them again
+    again = TokenStore(toy_store.path).blocks
+    for name in ("channel_mask", "num_pictures", "first_item", "shard", "offset"):
+        expected = getattr(toy_store.blocks, name)
+        assert np.array_equal(getattr(first, name), expected) and np.array_equal(getattr(again, name), expected)
