@@ -2,12 +2,13 @@
 
 Pre-RMSNorm, rotary positions (half-split layout), SwiGLU, no biases, no dropout, grouped-query heads if asked for. The
 numeric type is that of the weights; norms, rotations and the loss are computed in float32 whatever it is. The model
-knows nothing of parallelism, of windows or of tokenizers, reads and writes Hugging Face folders, and this file imports
-nothing of ours.
+knows nothing of parallelism, of windows or of tokenizers, and reads and writes Hugging Face folders. Attention and the
+head's cross-entropy stand in files of their own beside it; it imports nothing else of ours.
 
     model = LVM(LVMConfig(num_codes=1024, hidden_size=128, intermediate_size=344, num_layers=4, num_heads=2))
     logits = model(tokens)            # int64 [b, t] -> [b, t, v]
     nll = model.nll(window)           # int64 [b, t + 1] -> float32 [b, t]; [b, t, v] never exists whole
+    loss, nll = model.loss(window, weights)    # what training descends: sum of weights [b, t] x nll
 
 | weights        | start                                                                              |
 |----------------|------------------------------------------------------------------------------------|
@@ -33,12 +34,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lvm.attention import AttentionName, Mask, attend, attention_mask, choose_attention
+from lvm.cross_entropy import LOGITS_AT_ONCE, next_token_nll, weighted_nll
+
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Float32, Int
+    from jaxtyping import Float, Float32, Int
 
 NUM_SPECIAL = 100  # vocabulary slots beyond the codes: BOS, EOS, PAD and 97 spare ones, as released
 EMBED_SCALE, HEAD_SCALE = 0.2, 0.06  # of weights that start from a codebook; measured on the demo's net (docs/log.md)
-LOGITS_AT_ONCE = 2**22  # elements of logits that `nll` holds at one time
 
 
 class ModelError(ValueError):
@@ -61,6 +64,8 @@ class LVMConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     tie_embeddings: bool = False  # the head is the embedding
+    qk_norm: bool = False  # RMSNorm of each head of q and k, before rotation (arXiv 2302.05442, as in Qwen3)
+    z_loss: float = 0.0  # training adds this times logsumexp(logits)^2 to each target's loss (arXiv 2204.02311)
     tokens_per_picture: int | None = 256  # None: an imported folder that does not say
     prompt_bos: bool = True  # prompts start with BOS
     tokenizer_fingerprint: str = ""  # of the tokenizer whose codes it was trained on; "": unknown
@@ -76,6 +81,8 @@ class LVMConfig:
             raise ModelError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
         if self.head_size % 2:
             raise ModelError(f"head_size {self.head_size} is odd; rotary positions need an even one")
+        if not 0 <= self.z_loss < math.inf:
+            raise ModelError(f"z_loss is {self.z_loss:g}; use 0 or more, 1e-4 is usual")
         if self.vocab_size < self.num_codes:
             raise ModelError(f"vocab_size {self.vocab_size} is below num_codes {self.num_codes}")
 
@@ -108,7 +115,7 @@ class LVMConfig:
         """Parameters, the embedding and the head included (the head once if tied)."""
         d, k = self.hidden_size, self.head_size
         attention = 2 * d * k * (self.num_heads + self.num_kv_heads)
-        layer = attention + 3 * d * self.intermediate_size + 2 * d
+        layer = attention + 3 * d * self.intermediate_size + 2 * d + (2 * k if self.qk_norm else 0)
         return self.num_layers * layer + d + self.vocab_size * d * (1 if self.tie_embeddings else 2)
 
     def flops_per_token(self, seq_len: int, causal: bool = False) -> int:
@@ -147,12 +154,6 @@ def document_positions(fed: "Int[Tensor, 'b t']", bos: int) -> "tuple[Int[Tensor
     return index - last_start, starts.long().cumsum(dim=1)
 
 
-def document_mask(documents: "Int[Tensor, 'b t']") -> "Bool[Tensor, 'b 1 t t']":
-    """True where a query (row) may see a key (column): same document, not later."""
-    same = documents[:, :, None] == documents[:, None, :]
-    return same.tril()[:, None]
-
-
 class RMSNorm(nn.Module):
     """x / rms(x), computed in float32, times a weight (arXiv 1910.07467)."""
 
@@ -176,20 +177,19 @@ class Attention(nn.Module):
         self.k = nn.Linear(config.hidden_size, kv_width, bias=False)
         self.v = nn.Linear(config.hidden_size, kv_width, bias=False)
         self.o = nn.Linear(width, config.hidden_size, bias=False)
+        self.q_norm: nn.Module = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm: nn.Module = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def project(
         self, x: "Float[Tensor, 'b t d']", cos: Tensor, sin: Tensor
     ) -> "tuple[Float[Tensor, 'b h t k'], Float[Tensor, 'b g t k'], Float[Tensor, 'b g t k']]":
         """Rotated queries, rotated keys and values of these tokens, by head."""
         q, k, v = (rearrange(f(x), "b t (h k) -> b h t k", k=self.head_size) for f in (self.q, self.k, self.v))
-        return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v
+        return apply_rope(self.q_norm(q), cos, sin), apply_rope(self.k_norm(k), cos, sin), v
 
-    def forward(
-        self, x: "Float[Tensor, 'b t d']", cos: Tensor, sin: Tensor, mask: "Bool[Tensor, 'b 1 t t'] | None"
-    ) -> "Float[Tensor, 'b t d']":
+    def forward(self, x: "Float[Tensor, 'b t d']", cos: Tensor, sin: Tensor, mask: Mask) -> "Float[Tensor, 'b t d']":
         q, k, v = self.project(x, cos, sin)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped)
-        return self.o(rearrange(y, "b h t k -> b t (h k)"))
+        return self.o(rearrange(attend(q, k, v, mask), "b h t k -> b t (h k)"))
 
 
 class SwiGLU(nn.Module):
@@ -211,9 +211,7 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(
-        self, x: "Float[Tensor, 'b t d']", cos: Tensor, sin: Tensor, mask: "Bool[Tensor, 'b 1 t t'] | None"
-    ) -> "Float[Tensor, 'b t d']":
+    def forward(self, x: "Float[Tensor, 'b t d']", cos: Tensor, sin: Tensor, mask: Mask) -> "Float[Tensor, 'b t d']":
         x = x + self.attention(self.attention_norm(x), cos, sin, mask)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -223,6 +221,7 @@ class LVM(nn.Module):
         """Weights as published, from `seed`; on the meta device (`with torch.device("meta")`) nothing is drawn."""
         super().__init__()
         self.config = config
+        self.attention_implementation: AttentionName = "sdpa"  # lvm/attention.py; of this process, not of the weights
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -266,8 +265,9 @@ class LVM(nn.Module):
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
         cos, sin = rope_angles(positions, self.config.head_size, self.config.rope_theta)
-        mask = None if documents is None else document_mask(documents)
         x = self.embed(tokens)
+        name = choose_attention(self.attention_implementation, x.device, x.dtype, documents is not None)
+        mask = attention_mask(name, (tokens.shape[0], tokens.shape[1]), x.device, documents)
         for layer in self.layers:
             x = layer(x, cos, sin, mask)
         return self.norm(x)
@@ -299,6 +299,23 @@ class LVM(nn.Module):
         ]
         return torch.cat(pieces).view(tokens.shape[0], -1)
 
+    def loss(
+        self,
+        tokens: "Int[Tensor, 'b t_plus_1']",
+        weights: "Float32[Tensor, 'b t']",
+        positions: "Int[Tensor, 'b t'] | None" = None,
+        documents: "Int[Tensor, 'b t'] | None" = None,
+    ) -> "tuple[Float32[Tensor, ''], Float32[Tensor, 'b t']]":
+        """Sum of weights x (nll + z_loss logsumexp^2), to descend, and the nll of all targets, without a gradient.
+
+        Its gradients are those of `nll` and are made in the forward pass: a quarter less work for the head.
+        """
+        x = self.hidden(tokens[:, :-1], positions, documents).flatten(0, 1)
+        rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        targets = tokens[:, 1:].flatten()
+        loss, nll = weighted_nll(x, self.head.weight, targets, weights.flatten(), self.config.z_loss, rows)
+        return loss, nll.view(tokens.shape[0], -1)
+
     def num_params(self) -> int:
         return self.config.num_params
 
@@ -311,7 +328,7 @@ class LVM(nn.Module):
         dtype: torch.dtype | None = torch.float32,
         device: torch.device | str = "cpu",
     ) -> "LVM":
-        """A model from a Hugging Face Llama folder: safetensors (whole or sharded) or pytorch_model.bin.
+        """A model from a Hugging Face folder, of a Llama or (with qk_norm) a Qwen3: safetensors or pytorch_model.bin.
 
         `dtype=None` keeps the stored type. Raises `ModelError` naming the file for anything missing or unsupported.
         """
@@ -341,7 +358,10 @@ class LVM(nn.Module):
     def save_pretrained(
         self, path: str | os.PathLike[str], dtype: torch.dtype | None = None, shard_bytes: int = 5 * 10**9
     ) -> None:
-        """Write config.json, generation_config.json and safetensors that transformers' LlamaForCausalLM opens."""
+        """Write config.json, generation_config.json and safetensors that transformers' AutoModelForCausalLM opens.
+
+        As a LlamaForCausalLM; with qk_norm, which a Llama does not have, as a Qwen3ForCausalLM.
+        """
         from safetensors.torch import save_file
 
         folder = Path(path)
@@ -372,19 +392,6 @@ class LVM(nn.Module):
         generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
         _write_json(folder / "generation_config.json", generation)
         _write_json(folder / "config.json", config)  # last: a folder without it is not a model
-
-
-def next_token_nll(
-    x: "Float[Tensor, 'n d']", weight: "Float[Tensor, 'v d']", targets: "Int[Tensor, 'n']"
-) -> "Float32[Tensor, 'n']":
-    """Cross-entropy of the head's logits, softmax in float32.
-
-    The matrix product is made at the next multiple of 128 rows (8292 rows of bf16 are not 16-byte aligned) and the
-    padding cut off again.
-    """
-    padded = F.pad(weight, (0, 0, 0, -len(weight) % 128))
-    logits = F.linear(x, padded)[:, : len(weight)].float()
-    return F.cross_entropy(logits, targets, reduction="none")
 
 
 def initial_weight(name: str, shape: torch.Size, seed: int) -> "Float32[Tensor, '*shape']":
@@ -424,7 +431,7 @@ _RENAMED = {
 
 
 def hugging_face_name(name: str) -> str:
-    """layers.0.attention.q.weight -> model.layers.0.self_attn.q_proj.weight, as LlamaForCausalLM names it."""
+    """layers.0.attention.q.weight -> model.layers.0.self_attn.q_proj.weight, as Llama and Qwen3 name it."""
     if name == "head.weight":
         return "lm_head.weight"
     for ours, theirs in _RENAMED.items():
@@ -435,8 +442,8 @@ def hugging_face_name(name: str) -> str:
 def config_to_hugging_face(config: LVMConfig, dtype: str) -> dict[str, Any]:
     special = config.has_special_tokens
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": ["Qwen3ForCausalLM" if config.qk_norm else "LlamaForCausalLM"],
+        "model_type": "qwen3" if config.qk_norm else "llama",
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": config.bos if special else None,
@@ -462,25 +469,28 @@ def config_to_hugging_face(config: LVMConfig, dtype: str) -> dict[str, Any]:
         "tokens_per_picture": config.tokens_per_picture,
         "prompt_bos": config.prompt_bos,
         "tokenizer_fingerprint": config.tokenizer_fingerprint,
+        "z_loss": config.z_loss,
     }
 
 
 def config_from_hugging_face(values: dict[str, Any], file: str = "config.json") -> LVMConfig:
-    """Our config of a Llama's config.json. Keys of ours that it lacks: as the released 7B, prompts without BOS."""
+    """Our config of a Llama's or Qwen3's. Keys of ours that it lacks: as the released 7B, prompts without BOS."""
 
     def need(key: str) -> Any:
         if values.get(key) is None:
             raise ModelError(f"{file} does not say {key!r}; it must be the config of a LlamaForCausalLM")
         return values[key]
 
-    if values.get("model_type") != "llama":
-        raise ModelError(f"{file}: model_type is {values.get('model_type')!r}; only 'llama' folders can be read")
+    kind = values.get("model_type")
+    if kind not in ("llama", "qwen3"):
+        raise ModelError(f"{file}: model_type is {kind!r}; only 'llama' and 'qwen3' folders can be read")
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     unsupported = {
         "attention_bias": values.get("attention_bias", False),
         "mlp_bias": values.get("mlp_bias", False),
         "hidden_act": "" if values.get("hidden_act", "silu") == "silu" else values["hidden_act"],
-        "rope_type": "" if (kind := rope.get("rope_type", rope.get("type", "default"))) == "default" else kind,
+        "rope_type": "" if (type_ := rope.get("rope_type", rope.get("type", "default"))) == "default" else type_,
+        "use_sliding_window": values.get("use_sliding_window", False),
     }
     for key, value in unsupported.items():
         if value:
@@ -500,6 +510,8 @@ def config_from_hugging_face(values: dict[str, Any], file: str = "config.json") 
         rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0),
         norm_eps=values.get("rms_norm_eps", 1e-6),
         tie_embeddings=values.get("tie_word_embeddings", False),
+        qk_norm=kind == "qwen3",
+        z_loss=float(values.get("z_loss") or 0.0),
         tokens_per_picture=values.get("tokens_per_picture") or (256 if released else None),
         prompt_bos=values.get("prompt_bos", False),
         tokenizer_fingerprint=values.get("tokenizer_fingerprint") or "",

@@ -16,7 +16,7 @@ from lvm.data import Plan
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError, build
 from lvm.runtime.checkpoint import load_checkpoint, newest_checkpoint, read_state, verify_checkpoint
-from lvm.training.optim import Optimizers
+from lvm.training.optim import OptimConfig, Optimizers
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def restore(
     """Read a checkpoint in place. Raises `UserError`, showing what differs, for a checkpoint of another run."""
     saved = read_state(path)
     saved["identity"]["trainer"].setdefault("loss_on", "all")  # what it was before there was a choice
+    for group, defaults in (("model", LVMConfig()), ("optim", OptimConfig())):
+        saved["identity"][group] = asdict(defaults) | saved["identity"][group]  # as well
     if lines := differences(saved["identity"], identity):
         raise UserError(f"{path} was trained with other settings: {shown(lines)}; set them back or use another run_dir")
     state = TrainState(**saved["train"])
