@@ -33,11 +33,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tokens", type=float, help="plan: count epochs of so many picture tokens, as 420e9")
     parser.add_argument("--window", type=int, help="explain: its number, from 0")
     parser.add_argument("--out", type=Path, help="draw into this PNG: the window, or a sentence of each entry")
-    parser.add_argument("--draw", type=int, default=0, help="plan: which draw of each entry --out shows (0)")
+    parser.add_argument("--draw", type=int, help="plan: which draw of each entry --out shows (0)")
     parser.add_argument("--tokenizer", help="the one --out decodes with; the one the store remembers, if not given")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.action == "explain" and arguments.window is None:
         raise UserError("lvm data explain needs --window N, a number from 0")
+    for option in ("window",) if arguments.action == "plan" else ("tokens", "draw"):
+        if getattr(arguments, option) is not None:
+            raise UserError(f"--{option} says nothing to lvm data {arguments.action}; leave it out")
+    if arguments.draw is not None and arguments.out is None:
+        raise UserError("--draw chooses what --out draws; give --out FILE too")
     for option in ("window", "draw"):
         if not 0 <= (getattr(arguments, option) or 0) <= LAST:
             raise UserError(f"--{option} is {getattr(arguments, option)}; use a number from 0 to {LAST}")
@@ -49,7 +54,7 @@ def main(argv: list[str]) -> int:
     if arguments.action == "plan":
         rows = plan.describe(arguments.tokens)
         print(plan_json(plan, rows) if arguments.json else plan_text(plan, rows))
-        sentences = plan.samples(arguments.draw) if arguments.out else []
+        sentences = plan.samples(arguments.draw or 0) if arguments.out else []
         titles = [""] * len(sentences)
     else:
         sentences = plan.explain(arguments.window)

@@ -29,7 +29,10 @@ MAX_SOURCES = 40  # rows of the table of counts
 
 def shown_channels(store: TokenStore) -> "Int64[np.ndarray, 'items']":
     """Mask of the channels of each item, those of its view 0 included."""
-    return store.channel_mask | np.where(store.base >= 0, store.channel_mask[store.base], 0)
+    columns, mask = store.columns(), np.zeros(len(store), np.int64)
+    for bit, channel in enumerate(store.channels):
+        mask |= columns.has(channel).astype(np.int64) << bit
+    return mask
 
 
 def choose_items(store: TokenStore, rows: int) -> list[int]:

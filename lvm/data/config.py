@@ -37,6 +37,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if self.store and self.simulated:
             raise UserError(f"a source has store {self.store} and simulated; set simulated=null to use the store")
+        if self.exclude and self.simulated:
+            raise UserError(f"a simulated source has exclude {self.exclude}, and no ids; leave one of the two out")
 
 
 @dataclass(frozen=True)

@@ -428,12 +428,10 @@ def _check_tokenizers(stores: "Mapping[str, Store]", expected: str | None) -> No
                 f"the store of source {name!r} was made by tokenizer {store.tokenizer_fingerprint[:12]}, not by "
                 f"{expected[:12]}; tokenize that source again or name the other tokenizer"
             )
-        if (store.tokenizer_fingerprint, store.tokens_per_picture, store.num_codes) != (
-            first.tokenizer_fingerprint,
-            first.tokens_per_picture,
-            first.num_codes,
-        ):
-            raise UserError(
-                f"the stores of {first_name!r} and {name!r} were made by different tokenizers ("
-                f"{first.tokenizer_fingerprint[:12]} and {store.tokenizer_fingerprint[:12]}); tokenize one again"
-            )
+        for what in ("tokenizer_fingerprint", "tokens_per_picture", "num_codes"):
+            one, other = (str(getattr(of, what))[:12] for of in (first, store))
+            if one != other:
+                raise UserError(
+                    f"the stores of {first_name!r} and {name!r} were made by different tokenizers ({what} {one} and "
+                    f"{other}); tokenize one again"
+                )

@@ -57,6 +57,8 @@ def load_config(name_or_path: str | Path, overrides: Sequence[str] = ()) -> dict
             return []
 
         raise UserError(f"{explain(error, known_keys)} (config {path.name})") from None
+    except ValueError as error:  # Hydra's parser of some overrides, as "=3"
+        raise UserError(f"one of the overrides {' '.join(overrides)} is no KEY=VALUE: {one_line(error)}") from None
     if not isinstance(result, dict):
         raise UserError(f"{path} holds a {type(result).__name__}; a config file must be a mapping")
     return {str(key): value for key, value in result.items()}

@@ -371,6 +371,8 @@ def other_tokenizer():
         (mixture(period=4), {}, r"period 4 is too short .* entry 'segmentation'; use data\.period=19"),
         (mixture(entries={}), {}, "data.entries is empty"),
         (with_entry(source="b", sources=TWO), {"b": other_tokenizer()}, "made by different tokenizers"),
+        (with_entry(source="b", sources=TWO), {"b": FakeStore(tokens=5)}, "tokens_per_picture 4 and 5"),
+        (mixture(sources={"world": {"simulated": {"items": 5}, "exclude": "x"}}), {}, "leave one of the two out"),
         (mixture(stages=[{"from_window": 5}]), {}, "the first must be 0"),
         (mixture(stages=[{"from_window": 0, "weights": {"x": 1}}]), {}, "names 'x', which is no entry"),
         (mixture(seq_length=3), {}, r"unknown config key 'data\.seq_length'; did you mean 'seq_len'"),

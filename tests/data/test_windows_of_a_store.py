@@ -140,6 +140,10 @@ def test_the_plan_command_draws_a_sentence_of_each_entry(world, capsys, tmp_path
         (["plan", "data/debug", "--tokens", "nan"], "--tokens is nan; use a number above 0"),
         (["plan", "data/debug", "--out", "/tmp"], "--out /tmp is a folder"),
         (["plan", "data/debgu"], "did you mean"),
+        (["plan", "data/debug", "=3"], "one of the overrides =3 is no KEY=VALUE"),
+        (["plan", "data/debug", "--window", "3"], "--window says nothing to lvm data plan; leave it out"),
+        (["explain", "data/debug", "--window", "3", "--draw", "1"], "--draw says nothing to lvm data explain"),
+        (["plan", "data/debug", "--draw", "1"], "--draw chooses what --out draws; give --out FILE too"),
         (["plan", "data/debug", "entries.depth.weigth=3"], "weight"),
     ],
 )
