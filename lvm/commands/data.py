@@ -41,13 +41,13 @@ def main(argv: list[str]) -> int:
     for option in ("window",) if arguments.action == "plan" else ("tokens", "draw"):
         if getattr(arguments, option) is not None:
             raise UserError(f"--{option} says nothing to lvm data {arguments.action}; leave it out")
-    if arguments.draw is not None and arguments.out is None:
-        raise UserError("--draw chooses what --out draws; give --out FILE too")
     for option in ("window", "draw"):
         if not 0 <= (getattr(arguments, option) or 0) <= LAST:
             raise UserError(f"--{option} is {getattr(arguments, option)}; use a number from 0 to {LAST}")
     if arguments.tokens is not None and not 0 < arguments.tokens < math.inf:
         raise UserError(f"--tokens is {arguments.tokens:g}; use a number above 0")
+    if arguments.draw is not None and arguments.out is None:
+        raise UserError("--draw chooses what --out draws; give --out FILE too")
     if arguments.out is not None and arguments.out.is_dir():
         raise UserError(f"--out {arguments.out} is a folder; name the PNG to write")
     plan = open_plan(arguments.config, arguments.overrides)
