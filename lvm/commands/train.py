@@ -14,12 +14,12 @@ from typing import Any
 
 import torch.distributed as dist
 
-from lvm.data import open_plan
+from lvm.data import Plan, TokenPlan, held_out_plan, open_plan
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError, build
 from lvm.runtime.config_files import load_config
 from lvm.runtime.distributed import Distributed
-from lvm.training import OptimConfig, RunOptions, TrainerConfig, TrainResult, train
+from lvm.training import Answer, OptimConfig, RunOptions, TrainerConfig, TrainResult, train
 
 # Overrides that may change from call to call of one run.
 _NOT_IN_NAME = re.compile(
@@ -56,18 +56,35 @@ def fill_world_store(config: dict[str, Any], ranks: Distributed) -> dict[str, An
     return data | {"sources": data["sources"] | {"world": world | {"store": ranks.broadcast(path)}}}
 
 
-def codebook_of(tokenizer: str | None, fingerprint: str) -> Any:
-    """The codebook of the tokenizer that the stores were made with. Raises `UserError` for another one."""
+def tokenizer_of(name: str | None, fingerprint: str, who: str) -> Any:
+    """The tokenizer that the stores were made with. Raises `UserError` for another one, saying `who` needs it."""
     from tokenizer import VQGAN, pretrained_names
 
-    name = tokenizer or pretrained_names()[0]
+    name = name or pretrained_names()[0]
     vqgan = VQGAN.from_pretrained(name)
     if fingerprint not in ("", vqgan.fingerprint):
         raise UserError(
-            f"codebook_start=true needs the tokenizer of the stores, {fingerprint[:12]}; {name} is "
-            f"{vqgan.fingerprint[:12]}; pass tokenizer=NAME_OR_FOLDER"
+            f"{who} needs the tokenizer of the stores, {fingerprint[:12]}; {name} is {vqgan.fingerprint[:12]}; "
+            "pass tokenizer=NAME_OR_FOLDER"
         )
-    return vqgan.quantize.embedding.weight.detach()
+    return vqgan
+
+
+def evaluation(
+    config: dict[str, Any], trainer: TrainerConfig, model: LVMConfig, plan: Plan, run_dir: Path
+) -> tuple[TokenPlan | None, Answer | None]:
+    """What a run validates on and what answers its prompts, as far as its trainer asks for them."""
+    if not trainer.validate_every_steps and not trainer.answer_every_steps:
+        return None, None
+    held_out = held_out_plan(plan)
+    if not trainer.answer_every_steps:
+        return held_out, None
+    from lvm.commands._answers import HeldOutAnswers
+
+    fingerprint = plan.tokenizer_fingerprint
+    tokenizer = tokenizer_of(config["vqgan"], fingerprint, "trainer.answer_every_steps")
+    room = (model.max_position + 1 - int(model.prompt_bos)) // plan.tokens_per_picture
+    return held_out, HeldOutAnswers(held_out, tokenizer, run_dir / "answers", room)
 
 
 def train_config(overrides: Sequence[str]) -> TrainResult:
@@ -92,9 +109,11 @@ def train_config(overrides: Sequence[str]) -> TrainResult:
         fingerprint = plan.tokenizer_fingerprint
         model = LVM(replace(model_config, tokenizer_fingerprint=fingerprint), config["seed"])
         if config["codebook_start"]:
-            model.start_from_codebook(codebook_of(config["vqgan"], fingerprint), config["seed"])
-        run = RunOptions(run_dir, config["seed"], config["data"]["new_plan"], config["logger"]["wandb"], config)
-        result = train(trainer, optim, plan, model, run, fabric.device)
+            codebook = tokenizer_of(config["vqgan"], fingerprint, "codebook_start=true").quantize.embedding.weight
+            model.start_from_codebook(codebook.detach(), config["seed"])
+        run = RunOptions(run_dir, config["seed"], config["data"]["new_plan"], config=config, **config["logger"])
+        held_out, answer = evaluation(config, trainer, model_config, plan, run_dir)
+        result = train(trainer, optim, plan, model, run, fabric.device, held_out, answer)
         if fabric.is_global_zero:
             print(f"{'finished' if result.finished else 'stopped'} at step {result.state.step}: {run_dir}")
         return result

@@ -3,7 +3,8 @@
     metrics/attempt-0000.jsonl    a run's first incarnation
     metrics/attempt-0001.jsonl    the next one, which resumed at a checkpoint and so repeats some steps
 
-A file is only appended to, so a killed run costs at most half a line. wandb is fed too where it is asked for.
+A file is only appended to, so a killed run costs at most half a line. wandb and TensorBoard are fed too where they
+are asked for. A value that is a `Path` is a picture: its name in the JSON, itself in the others.
 """
 
 import json
@@ -24,11 +25,15 @@ class MetricsLog:
     `resumed_at` is the step this attempt continued from (default: the one before its first record): what former
     attempts logged after it counts no more.
     `wandb` holds arguments of `wandb.init` (project, name, id ...), or None. Without an API key it runs offline;
-    whatever fails in it is said once and never stops the run.
+    whatever fails in it is said once and never stops the run. `tensorboard` writes events to `RUN/tensorboard`.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], resumed_at: int | None = None, wandb: Mapping[str, Any] | None = None
+        self,
+        folder: str | os.PathLike[str],
+        resumed_at: int | None = None,
+        wandb: Mapping[str, Any] | None = None,
+        tensorboard: bool = False,
     ) -> None:
         folder = Path(folder)
         self._first: dict[str, Any] = {} if resumed_at is None else {"resumed_at": int(resumed_at)}
@@ -42,6 +47,7 @@ class MetricsLog:
             except FileExistsError:
                 number += 1
         self._wandb = _open_wandb(folder, wandb) if wandb is not None else None
+        self._tensorboard = _open_tensorboard(folder, resumed_at) if tensorboard else None
 
     def log(self, step: int, **values: Any) -> None:
         """Write one record: `step`, the time, and numbers, strings or nested mappings of them."""
@@ -52,13 +58,22 @@ class MetricsLog:
         self._file.flush()
         if self._wandb is not None:
             try:
-                self._wandb.log(plain, step=int(step))
+                self._wandb.log(plain | _wandb_pictures(values), step=int(step))
             except Exception as error:
                 warnings.warn(f"wandb stopped ({error}); metrics go on in {self.path}", stacklevel=2)
                 self._wandb = None
+        if self._tensorboard is not None:
+            try:
+                _to_tensorboard(self._tensorboard, int(step), plain | _paths(values))
+            except Exception as error:
+                warnings.warn(f"TensorBoard stopped ({error}); metrics go on in {self.path}", stacklevel=2)
+                self._tensorboard = None
 
     def close(self) -> None:
         self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
         if self._wandb is not None:
             try:
                 self._wandb.finish()
@@ -115,7 +130,44 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value
+    return str(value) if isinstance(value, Path) else value
+
+
+def _paths(values: Mapping[str, Any]) -> dict[str, Path]:
+    return {key: value for key, value in values.items() if isinstance(value, Path)}
+
+
+def _wandb_pictures(values: Mapping[str, Any]) -> dict[str, Any]:
+    paths = _paths(values)
+    if not paths:
+        return {}
+    import wandb
+
+    return {key: wandb.Image(str(path)) for key, path in paths.items()}
+
+
+def _open_tensorboard(folder: Path, resumed_at: int | None) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        warnings.warn(f"tensorboard is not installed (pip install tensorboard); metrics are in {folder}", stacklevel=3)
+        return None
+    # Events of a former attempt after the step this one resumed at are hidden.
+    return SummaryWriter(str(folder.parent / "tensorboard"), purge_step=None if resumed_at is None else resumed_at + 1)  # type: ignore[no-untyped-call]
+
+
+def _to_tensorboard(writer: Any, step: int, values: Mapping[str, Any], prefix: str = "") -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            _to_tensorboard(writer, step, value, f"{prefix}{key}/")
+        elif isinstance(value, Path):
+            import numpy as np
+            from PIL import Image
+
+            with Image.open(value) as picture:
+                writer.add_image(prefix + key, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+        elif isinstance(value, int | float):
+            writer.add_scalar(prefix + key, value, step)
 
 
 def _open_wandb(folder: Path, arguments: Mapping[str, Any]) -> Any:

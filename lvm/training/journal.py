@@ -1,8 +1,29 @@
-"""What a training run says of itself: losses by source, speed, learning rate, the bar. Nothing waits between logs."""
+"""What a training run says of itself, in RUN/metrics, to wandb or TensorBoard, and the bar. Nothing waits between logs.
 
+Every `log_every_steps`, and after the last step:
+
+    loss, loss_by_source    nats a target, mean over the steps since the last record, all ranks
+    lr, grad_norm           of the last step; the norm before clipping
+    tokens                  targets so far, PAD left out, those of skipped steps included
+    skipped_steps           so far, see bad_steps.py
+    tokens_per_second       fed to the model, all ranks; time that was no training is left out here and below
+    mfu, mfu_causal         share of the devices' peak: 6 (N - embedding) + 12 L d T FLOPs a token, or 6 L d T for the
+                            half of attention that is needed; null where the peak is unknown
+    data_wait               share of the time in which the loop waited for its windows, on rank 0
+    step_seconds            p50, p90 and p99 of single steps, on rank 0: by events on a GPU, else by the clock
+    memory                  device and host: most bytes so far, on rank 0; device is what torch allocated
+    seconds                 since this attempt began
+
+`validation_loss`, `validation_loss_by_source` come every `validate_every_steps`; `answers` (a picture) and
+`answers_right` (share of the codes of greedy answers that are those of the truth) every `answer_every_steps`.
+"""
+
+import contextlib
 import math
+import resource
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,20 +31,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lvm.runtime import UserError
 from lvm.runtime.metrics import MetricsLog
 from lvm.runtime.progress import Progress
 from lvm.training.resume import TrainState
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Int
+    from jaxtyping import Bool, Float32, Int
 
 # bf16 matmul peaks of the data sheets, dense, FLOP/s
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
-
-
-class NotFinite(UserError):
-    """The loss is infinite or not a number; no checkpoint of such weights is written."""
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -40,11 +56,17 @@ class LossBySource:
         """`sums`: those of a resumed run, on rank 0; empty elsewhere."""
         start = torch.tensor(sums, dtype=torch.float64) if sums else torch.zeros(num_sources + 1, 2).double()
         self._sums = start.to(device)  # row 0: what does not count
+        self._of_step = torch.zeros_like(self._sums)
 
     def add(self, nll: "Float32[Tensor, 'b t']", source: "Int[Tensor, 'b t']") -> None:
         """`source` of each target; -1 where it does not count."""
         values = torch.stack([nll.double(), torch.ones_like(nll, dtype=torch.float64)], dim=-1)
-        self._sums.index_add_(0, source.flatten().long() + 1, values.flatten(0, 1))
+        self._of_step.index_add_(0, source.flatten().long() + 1, values.flatten(0, 1))
+
+    def settle(self, left_out: "Bool[Tensor, '']") -> None:
+        """Count what was added since the last call, unless `left_out`, on the device."""
+        self._sums += torch.where(left_out, 0.0, self._of_step)
+        self._of_step.zero_()
 
     def gather(self, reset: bool) -> list[list[float]]:
         """The sums over all ranks (every rank asks); they stay with rank 0 unless `reset`."""
@@ -60,7 +82,50 @@ class LossBySource:
 def mean_losses(sums: list[list[float]], names: tuple[str, ...]) -> tuple[float, dict[str, float]]:
     """Mean nll over all targets, and by source."""
     total, targets = (sum(row[i] for row in sums[1:]) for i in (0, 1))
-    return total / max(1.0, targets), {name: nll / count for name, (nll, count) in zip(names, sums[1:]) if count}
+    return total / targets if targets else math.nan, {
+        name: nll / count for name, (nll, count) in zip(names, sums[1:]) if count
+    }
+
+
+class StepClock:
+    """Seconds of single steps: by events on a GPU, whose steps end long after the host has asked for them."""
+
+    def __init__(self, device: torch.device):
+        self._on_gpu, self._laps = device.type == "cuda", list[tuple[Any, Any]]()
+        self.start()
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def start(self) -> None:
+        self._begun = self._now()
+
+    def lap(self) -> None:
+        """A step ends here and the next one begins."""
+        now = self._now()
+        self._laps.append((self._begun, now))
+        self._begun = now
+
+    def read(self) -> dict[str, float]:
+        """Percentiles since the last call; waits for the device."""
+        laps, self._laps = self._laps, []
+        if not laps:
+            return {}
+        if self._on_gpu:
+            laps[-1][1].synchronize()
+        seconds = sorted(a.elapsed_time(b) / 1000 if self._on_gpu else b - a for a, b in laps)
+        return {f"p{share}": seconds[min(len(seconds) - 1, len(seconds) * share // 100)] for share in (50, 90, 99)}
+
+
+def peak_memory(device: torch.device) -> dict[str, int | None]:
+    """Most bytes so far: what torch allocated on the device, and what the process held of the host's."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {"device": on_device, "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
 class Journal:
@@ -74,57 +139,73 @@ class Journal:
         tokens_per_step: int,
         flops_per_token: Sequence[int],
         peak: float | None,
+        device: torch.device,
         wandb: Mapping[str, Any] | None,
+        tensorboard: bool = False,
     ):
         """`folder`: of the metrics, None on other ranks than 0. `flops_per_token`: all of attention, its causal half.
 
         `peak` is that of all devices together, in FLOP/s.
         """
-        self._log = MetricsLog(folder, state.step, wandb) if folder is not None else None
+        self._log = MetricsLog(folder, state.step, wandb, tensorboard) if folder is not None else None
         self._progress = Progress(max_steps, "train", state.step) if folder is not None else None
         self._tokens_per_step, self._flops, self._peak = tokens_per_step, flops_per_token, peak
         self._start = self._lap = time.monotonic()
-        self._lap_step = state.step
+        self._lap_step, self._waited = state.step, 0.0
+        self._device, self._clock = device, StepClock(device)
         self._shown: dict[str, Any] = {}
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what the loop waits for."""
+        since = time.monotonic()
+        yield
+        self._waited += time.monotonic() - since
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is no training."""
+        since = time.monotonic()
+        yield
+        self._lap += time.monotonic() - since
+        self._clock.start()
+
+    def advance(self) -> None:
+        """A step is done, as far as the host is concerned."""
+        self._clock.lap()
+        if self._progress is not None:
+            self._progress.update(1, **self._shown)
+
     def log(self, state: TrainState, sums: list[list[float]], names: tuple[str, ...], lr: float, norm: float) -> None:
-        """The figures since the last call. Raises `NotFinite`."""
+        """The figures since the last call."""
         loss, by_source = mean_losses(sums, names)
+        step_seconds = self._clock.read()
         now = time.monotonic()
-        speed = (state.step - self._lap_step) * self._tokens_per_step / (now - self._lap)
+        seconds = max(now - self._lap, 1e-9)
+        speed = (state.step - self._lap_step) * self._tokens_per_step / seconds
+        mfu, mfu_causal = (self._peak and speed * flops / self._peak for flops in self._flops)
         figures = {
             "loss": loss,
             "loss_by_source": by_source,
             "lr": lr,
             "grad_norm": norm,
             "tokens": state.tokens,
+            "skipped_steps": state.skipped_steps,
             "tokens_per_second": speed,
+            "mfu": mfu,
+            "mfu_causal": mfu_causal,
+            "data_wait": self._waited / seconds,
+            "step_seconds": step_seconds,
+            "memory": peak_memory(self._device),
             "seconds": now - self._start,
         }
-        if self._peak is not None:
-            figures |= {"mfu": speed * self._flops[0] / self._peak, "mfu_causal": speed * self._flops[1] / self._peak}
-        self._lap, self._lap_step = now, state.step
+        self._lap, self._lap_step, self._waited = now, state.step, 0.0
         self._shown = {"loss": loss, "tokens/s": round(speed)}
         self.write(state.step, figures)
-        if not math.isfinite(loss):
-            raise NotFinite(
-                f"the loss is {loss} at step {state.step}; lower optim.lr and start from a checkpoint before it"
-            )
 
     def write(self, step: int, figures: Mapping[str, Any]) -> None:
-        if self._log is not None:
+        if self._log is not None and figures:
             self._log.log(step, **figures)
-
-    def pause(self) -> float:
-        return time.monotonic()
-
-    def resume(self, since: float) -> None:
-        """Time since `pause` was not training."""
-        self._lap += time.monotonic() - since
-
-    def advance(self) -> None:
-        if self._progress is not None:
-            self._progress.update(1, **self._shown)
 
     def close(self) -> None:
         if self._progress is not None:

@@ -1,6 +1,6 @@
-"""The training loop: next window, forward, backward, clip, step, log, evaluate, save, stop. `train.py` calls it.
+"""The training loop: next window, forward, backward, clip, step, log, validate, answer, save, stop.
 
-    result = train(config, optim, plan, model, run, evaluate=None)
+    result = train(config, optim, plan, model, run, device, held_out, answer)
 
 A step reads `batch_size` windows from `TrainState.next_window` on, whatever the number of ranks and micro-batches, so
 a resumed or moved run sees the windows it would have seen. Nothing waits for the device but on steps that log or save.
@@ -9,7 +9,6 @@ a resumed or moved run sees the windows it would have seen. Nothing waits for th
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,11 +24,14 @@ from lvm.runtime.distributed import Distributed, StopAgreement
 from lvm.runtime.lease import held_lease
 from lvm.runtime.machine import bf16_is_fast, compile_problem, git_commit, machine_description, set_threads
 from lvm.runtime.signals import StopFlag
-from lvm.training.journal import Journal, LossBySource, NotFinite, peak_flops
+from lvm.training.answering import Answer, ask
+from lvm.training.bad_steps import BadStepPolicy, BadSteps, Policy, update_unless
+from lvm.training.journal import Journal, LossBySource, peak_flops
 from lvm.training.optim import OptimConfig, clip_gradients, learning_rate, make_optimizer, set_learning_rate
 from lvm.training.parallel import (
     ANSWER_ROLE,
     PAD_ROLE,
+    LossFunction,
     LossOn,
     counted,
     full,
@@ -37,7 +39,9 @@ from lvm.training.parallel import (
     make_sharded_loss,
     reduce_gradients_on,
 )
+from lvm.training.profiling import Profiling
 from lvm.training.resume import TrainState, restore, run_tensors, saved_state
+from lvm.training.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,15 @@ class TrainerConfig:
     compile: Literal["auto"] | bool = "auto"  # auto: torch.compile where it can work, else one line says why not
     share_without_compile: float = 1.0  # share of max_steps and of the schedule to train where compile=auto is off
     log_every_steps: int = 10
-    save_every_steps: int = 1000
-    evaluate_every_steps: int = 0  # 0: never
+    save_every_steps: int = 1000  # 0: never, not at the end either
+    validate_every_steps: int = 0  # loss by source on windows of what is held out; 0: never
+    validation_windows: int = 256  # the same ones each time
+    answer_every_steps: int = 0  # pictures of answers to held-out prompts, RUN/answers; 0: never
+    on_bad_step: Policy = "stop"  # a loss or gradient not finite, or a spike; skip: its update is left out
+    spike_factor: float = 0.0  # a gradient norm so many times the median of the last 64 is a spike; 0: none is
+    max_bad_steps: int = 10  # in a row, at which skip stops too
+    profile_steps: tuple[int, int] | None = None  # first and last step to trace, RUN/profile
+    memory_snapshot: bool = False  # of the GPU, written at the end or when memory runs out, RUN/profile
     keep_checkpoints: int = 2  # the newest ones
     loader_workers: int = 0  # processes that prepare windows, a rank; 0: a thread, see lvm/data/loader.py
     num_threads: int | None = None  # of torch on the CPU, a rank; None: the cores shared among this machine's ranks
@@ -61,9 +72,18 @@ class TrainerConfig:
     num_nodes: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "log_every_steps", "save_every_steps", "keep_checkpoints"):
+        for name in ("max_steps", "batch_size", "log_every_steps", "validation_windows", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name} is {getattr(self, name)}; use 1 or more")
+        for name in ("save_every_steps", "validate_every_steps", "answer_every_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"trainer.{name} is {getattr(self, name)}; use 0 (never) or more")
+        if self.keep_checkpoints < 1:
+            raise UserError(f"trainer.keep_checkpoints is {self.keep_checkpoints}; use 1 or more")
+        if self.spike_factor and not self.spike_factor > 1:
+            raise UserError(f"trainer.spike_factor is {self.spike_factor:g}; use more than 1, or 0 for none")
+        if self.profile_steps and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
+            raise UserError(f"trainer.profile_steps is {list(self.profile_steps)}; give first and last, from 1")
         if self.loader_workers < 0:
             raise UserError(f"trainer.loader_workers is {self.loader_workers}; use 0 or more")
         if not 0 < self.share_without_compile <= 1:
@@ -78,6 +98,7 @@ class RunOptions:
     seed: int = 0  # of the initial weights
     new_plan: bool = False  # continue a checkpoint of another plan at window 0 of this one
     wandb: dict[str, Any] | None = None  # arguments of wandb.init; None: JSON lines alone
+    tensorboard: bool = False  # events for TensorBoard too
     config: dict[str, Any] | None = None  # the whole config, written into the run folder
 
 
@@ -171,6 +192,74 @@ def run_identity(
     }
 
 
+# What stands around the loop.
+
+
+def make_journal(
+    config: TrainerConfig,
+    plan: Plan,
+    model: LVM,
+    run: RunOptions,
+    state: TrainState,
+    max_steps: int,
+    device: torch.device,
+    ranks: Distributed,
+) -> Journal:
+    peak = peak_flops(device)
+    return Journal(
+        run.run_dir / "metrics" if ranks.is_main and state.step < max_steps else None,
+        state,
+        max_steps,
+        tokens_per_step=config.batch_size * plan.seq_len,
+        flops_per_token=[model.config.flops_per_token(plan.seq_len, causal=causal) for causal in (False, True)],
+        peak=peak and peak * ranks.world_size,
+        device=device,
+        wandb=run.wandb,
+        tensorboard=run.tensorboard,
+    )
+
+
+def make_bad_steps(
+    config: TrainerConfig,
+    plan: Plan,
+    run: RunOptions,
+    state: TrainState,
+    num_micro: int,
+    size: int,
+    device: torch.device,
+    ranks: Distributed,
+) -> BadSteps:
+    policy = BadStepPolicy(config.on_bad_step, config.spike_factor, config.max_bad_steps)
+    facts = {"plan": plan.fingerprint, "ranks": ranks.world_size, "micro_batch_size": size, "seed": run.seed}
+    return BadSteps(run.run_dir, policy, config.log_every_steps, num_micro, device, ranks, state, facts)
+
+
+def make_profiling(config: TrainerConfig, run: RunOptions, device: torch.device, ranks: Distributed) -> Profiling:
+    return Profiling(run.run_dir / "profile", config.profile_steps, config.memory_snapshot, device, ranks.rank)
+
+
+def make_validation(
+    config: TrainerConfig,
+    held_out: Plan | None,
+    plan: Plan,
+    model: LVM,
+    loss_of: LossFunction,
+    size: int,
+    device: torch.device,
+    ranks: Distributed,
+) -> Validation | None:
+    if not config.validate_every_steps:
+        return None
+    if held_out is None or (held_out.names, held_out.seq_len) != (plan.names, plan.seq_len):
+        raise UserError("trainer.validate_every_steps needs a plan of what is held out, with the sources of training")
+    windows, rank, num_ranks = config.validation_windows, ranks.rank, ranks.world_size
+    return Validation(held_out, windows, size, rank, num_ranks, model, loss_of, config.loss_on, device)
+
+
+def due(every_steps: int, step: int) -> bool:
+    return every_steps > 0 and step % every_steps == 0
+
+
 def train(
     config: TrainerConfig,
     optim: OptimConfig,
@@ -178,12 +267,15 @@ def train(
     model: LVM,
     run: RunOptions,
     device: torch.device | str = "cpu",
-    evaluate: Callable[[LVM, int], Mapping[str, Any]] | None = None,
+    held_out: Plan | None = None,
+    answer: Answer | None = None,
 ) -> TrainResult:
     """Train `model` in place on the windows of `plan`, continuing the newest checkpoint in `run.run_dir`.
 
-    Every rank calls it alike, the process group (if any) being there already. `evaluate(model, step)` returns figures
-    for the log. Raises `UserError` for a config that cannot be, a run folder in use, a checkpoint of another run.
+    Every rank calls it alike, the process group (if any) being there already. `held_out` is what is validated on;
+    `answer(model, step)`, called on rank 0, returns figures for the log, a `Path` among them being a picture.
+    Raises `UserError` for a config that cannot be, a run folder in use, a checkpoint of another run; `NotFinite` for a
+    step that would spoil the weights.
     """
     device, ranks = torch.device(device), Distributed()
     check_model_fits_plan(model, plan)
@@ -231,23 +323,14 @@ def train(
             )
         )
         by_source = LossBySource(len(plan.names), device, state.loss_sums if ranks.is_main else [])
-        peak = peak_flops(device)
-        journal = Journal(
-            run.run_dir / "metrics" if ranks.is_main and state.step < max_steps else None,
-            state,
-            max_steps,
-            tokens_per_step=config.batch_size * plan.seq_len,
-            flops_per_token=[model.flops_per_token(plan.seq_len, causal=causal) for causal in (False, True)],
-            peak=peak and peak * ranks.world_size,
-            wandb=run.wandb,
-        )
-        stack.enter_context(closing(journal))
+        journal = stack.enter_context(closing(make_journal(config, plan, model, run, state, max_steps, device, ranks)))
+        bad_steps = make_bad_steps(config, plan, run, state, num_micro, size, device, ranks)
+        profiling = stack.enter_context(closing(make_profiling(config, run, device, ranks)))
+        validate = make_validation(config, held_out, plan, model, loss_of, size, device, ranks)
         saved_step, seconds_before, start = state.step, state.seconds, time.monotonic()
 
         def save() -> int:
             sums = by_source.gather(reset=False)
-            if not all(math.isfinite(value) for row in sums for value in row):
-                raise NotFinite(f"the loss is not finite before step {state.step}; the checkpoint before it is kept")
             content = saved_state(replace(state, loss_sums=sums), identity, plan)
             fingerprints = {"plan": plan.fingerprint, "tokenizer": model.config.tokenizer_fingerprint}
             writer.save(state.step, run_tensors(model, optimizer), content, fingerprints)
@@ -256,20 +339,25 @@ def train(
         stop = StopAgreement(ranks)
         while state.step < max_steps and not stop.agreed():
             stop.submit(flag.requested)
-            batches = next(loader)
+            profiling.before(state.step + 1)
+            with journal.waiting():
+                batches = next(loader)
             targets = num_targets(plan, state.next_window, config.batch_size, config.loss_on)
             for number, batch in enumerate(batches):
                 tokens, role, source = (
                     batch[key].to(device, non_blocking=True) for key in ("tokens", "role", "source")
                 )
                 reduce_gradients_on(model, number == num_micro - 1)
-                loss, nll = loss_of(tokens, role, torch.tensor(float(max(targets, 1)), device=device))
+                loss, nll = loss_of(tokens, role, torch.full((), float(max(targets, 1)), device=device))
                 loss.backward()
                 by_source.add(nll, source[:, 1:].where(counted(role, config.loss_on), -1))
-            norm = clip_gradients(model.parameters(), optim.clip)
+                bad_steps.note(number, loss)
+            norm = full(clip_gradients(model.parameters(), optim.clip))
             lr = learning_rate(optim, state.step, schedule_steps)
             set_learning_rate(optimizer, lr)
-            optimizer.step()
+            bad = bad_steps.judge(norm, state, config.batch_size)
+            update_unless(optimizer, bad)
+            by_source.settle(bad)
             optimizer.zero_grad()
             state = replace(
                 state,
@@ -278,18 +366,21 @@ def train(
                 next_window=state.next_window + config.batch_size,
                 seconds=seconds_before + time.monotonic() - start,
             )
-            on_time = state.step % config.log_every_steps == 0
-            if on_time or state.step == max_steps:  # a last odd interval is kept, for a run that max_steps prolongs
-                journal.log(state, by_source.gather(reset=on_time), plan.names, lr, float(full(norm)))
             journal.advance()
-            since = journal.pause()
-            if evaluate is not None and config.evaluate_every_steps and state.step % config.evaluate_every_steps == 0:
-                journal.write(state.step, evaluate(model.eval(), state.step))
-                model.train()
-            if state.step % config.save_every_steps == 0:
-                saved_step = save()
-            journal.resume(since)
-        if saved_step != state.step:
+            on_time, last = due(config.log_every_steps, state.step), state.step == max_steps
+            if on_time or last or due(config.save_every_steps, state.step):
+                state = bad_steps.read(state)
+            if on_time or last:  # a last odd interval is kept, for a run that max_steps prolongs
+                journal.log(state, by_source.gather(reset=on_time), plan.names, lr, float(norm))
+            with journal.paused():
+                if validate is not None and due(config.validate_every_steps, state.step):
+                    journal.write(state.step, validate())
+                if answer is not None and due(config.answer_every_steps, state.step):
+                    journal.write(state.step, ask(answer, model, state.step, ranks))
+                if due(config.save_every_steps, state.step):
+                    saved_step = save()
+        if saved_step != state.step and config.save_every_steps:
+            state = bad_steps.read(state)
             save()
         writer.wait()
         return TrainResult(state, state.step >= max_steps, flag.received)

@@ -24,13 +24,15 @@ class TrainState:
     """All that must survive a restart beside weights and moments. Noise is keyed, so there is no generator here."""
 
     step: int = 0  # finished optimiser steps
-    tokens: int = 0  # targets trained on, PAD left out
+    tokens: int = 0  # targets trained on, PAD left out; those of skipped steps included
+    skipped_steps: int = 0  # bad ones, whose update was left out
     next_window: int = 0  # the next step reads from here
     seconds: float = 0.0  # spent in the loop, over all attempts
     num_threads: int = 0  # of torch on the CPU: other bits with another number
     loss_sums: list[list[float]] = field(
         default_factory=list
     )  # [source + 1] -> (sum of nll, targets) since the last log
+    gradient_norms: list[float] = field(default_factory=list)  # the last ones, where spikes are looked for
 
 
 def run_tensors(model: nn.Module, optimizer: Optimizers) -> dict[str, Tensor]:
@@ -40,7 +42,7 @@ def run_tensors(model: nn.Module, optimizer: Optimizers) -> dict[str, Tensor]:
     for name, parameter in model.named_parameters():
         tensors[f"model.{name}"] = parameter.detach()
         for key, value in state[parameter].items():
-            if key != "step":  # equals TrainState.step
+            if key != "step":  # follows from TrainState
                 tensors[f"optim.{key}.{name}"] = value
     return tensors
 
@@ -72,7 +74,7 @@ def restore(
     load_checkpoint(path, run_tensors(model, optimizer))
     for kept in optimizer.state.values():
         if "step" in kept:
-            kept["step"].fill_(state.step)
+            kept["step"].fill_(state.step - state.skipped_steps)
     return state
 
 

@@ -65,7 +65,15 @@ def run(folder: Path, plan: FakePlan | None = None, **changes: object) -> tuple[
         parts.append(type(config)(**(vars(config) | own)))
     trainer, optim, model_config, options = parts
     model = LVM(model_config, options.seed)
-    return model, train(trainer, optim, plan or FakePlan(), model, options, evaluate=changes.get("evaluate"))  # type: ignore
+    return model, train(
+        trainer,
+        optim,
+        plan or FakePlan(),
+        model,
+        options,
+        held_out=FakePlan(7),
+        answer=changes.get("answer"),  # type: ignore[arg-type]
+    )
 
 
 if __name__ == "__main__":

@@ -223,7 +223,7 @@ def test_a_signal_saves_and_the_same_command_continues(tmp_path, number):
             os.kill(os.getpid(), number)
         return {"asked": 1}
 
-    _, result = run(tmp_path / "parts", evaluate=interrupt, evaluate_every_steps=1)
+    _, result = run(tmp_path / "parts", answer=interrupt, answer_every_steps=1)
     assert not result.finished and result.signal == number and 2 <= result.state.step <= 4
     assert read_state(list_checkpoints(tmp_path / "parts" / "checkpoints")[-1])["train"]["step"] == result.state.step
     whole, _ = run(tmp_path / "whole")
@@ -244,7 +244,7 @@ def test_a_run_in_use_is_refused(tmp_path):
             run(tmp_path)
         return {}
 
-    run(tmp_path, max_steps=1, evaluate=second, evaluate_every_steps=1)
+    run(tmp_path, max_steps=1, answer=second, answer_every_steps=1)
 
 
 def test_without_a_compiler_a_share_of_the_steps_is_trained_and_one_line_says_why(tmp_path, monkeypatch):
