@@ -40,9 +40,9 @@ def weighted_nll(
     """sum of target_weights (nll + z_loss logsumexp^2), and each target's nll, which has no gradient.
 
     `rows` of logits are made at one time. z_loss is PaLM's (arXiv 2204.02311): it keeps the logits' logsumexp near 0.
-    Targets of weight 0 add nothing, whatever their logits are.
     """
-    return _WeightedNLL.apply(x, weight, targets, target_weights, z_loss, rows)  # type: ignore[no-untyped-call, no-any-return]
+    with_gradients = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    return _WeightedNLL.apply(x, weight, targets, target_weights, z_loss, rows, with_gradients)  # type: ignore
 
 
 class _WeightedNLL(torch.autograd.Function):
@@ -50,14 +50,20 @@ class _WeightedNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, target_weights: Tensor, z_loss: float, rows: int
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        target_weights: Tensor,
+        z_loss: float,
+        rows: int,
+        with_gradients: bool,
     ) -> tuple[Tensor, Tensor]:
         padded = padded_head(weight)
         column = torch.arange(len(padded), device=x.device)
         total = torch.zeros((), dtype=torch.float32, device=x.device)
         grad_weight = torch.zeros_like(padded, dtype=torch.float32)
         nlls, grads = [], []
-        with_gradients = any(ctx.needs_input_grad[:2])
         for xs, ts, ws in zip(x.split(rows), targets.split(rows), target_weights.split(rows)):
             logits = F.linear(xs, padded).float()
             if len(padded) > len(weight):
@@ -65,12 +71,11 @@ class _WeightedNLL(torch.autograd.Function):
             logsumexp = logits.logsumexp(-1)
             nll = logsumexp - logits.gather(1, ts[:, None])[:, 0]
             nlls.append(nll)
-            total = total + torch.where(ws != 0, ws * (nll + z_loss * logsumexp.square()), 0.0).sum()
+            total = total + (ws * (nll + z_loss * logsumexp.square())).sum()
             if with_gradients:
                 softmax = (logits - logsumexp[:, None]).exp()
                 grad = softmax * (ws * (1 + 2 * z_loss * logsumexp))[:, None]
-                grad = grad - torch.where(column == ts[:, None], ws[:, None], 0.0)
-                grad = torch.where(ws[:, None] != 0, grad, 0.0).to(x.dtype)
+                grad = (grad - torch.where(column == ts[:, None], ws[:, None], 0.0)).to(x.dtype)
                 grads.append(grad @ padded)
                 grad_weight = grad_weight + (grad.T @ xs).float()
         if with_gradients:
@@ -84,4 +89,4 @@ class _WeightedNLL(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight = ctx.saved_tensors
         grad_x = (grad_x.float() * grad_total).to(grad_x.dtype)  # a factor of 16 bits would change all gradients alike
-        return grad_x, (grad_weight * grad_total).to(ctx.weight_dtype), None, None, None, None
+        return grad_x, (grad_weight * grad_total).to(ctx.weight_dtype), None, None, None, None, None

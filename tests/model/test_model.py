@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file, save_file
 
 import lvm.model
+from lvm.inference.cache import Cache
 from lvm.model import LVM, LVMConfig, ModelError, document_positions
 
 ROOT = Path(__file__).parents[2]
@@ -35,9 +35,12 @@ def preset(name: str) -> LVMConfig:
 
 
 def random_model(config: LVMConfig = TINY, scale: float = 8.0) -> LVM:
-    model = LVM(config, seed=3)
+    model, generator = LVM(config, seed=3), torch.Generator().manual_seed(3)
     for parameter in model.parameters():  # far from uniform predictions, so that a mistake shows
-        parameter.data.mul_(scale if parameter.ndim > 1 else 1.0)
+        if parameter.ndim > 1:
+            parameter.data.mul_(scale)
+        else:
+            parameter.data.uniform_(0.5, 1.5, generator=generator)
     return model
 
 
@@ -54,6 +57,21 @@ def test_presets_have_the_published_parameter_counts(name):
     total = sum(parameter.numel() for parameter in model.parameters())
     assert (total, total - 2 * 8292 * config.hidden_size) == PUBLISHED[name]
     assert model.num_params() == total
+
+
+LADDER = {name: 1e6 * float(name.removesuffix("m")) for name in ("0.1m", "0.3m", "1m", "3m", "10m", "25m", "50m")}
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_a_rung_of_the_ladder_has_the_parameters_its_first_line_says(name):
+    first = (ROOT / "configs" / "model" / f"ladder_{name}.yaml").read_text().splitlines()[0]
+    config = preset(f"ladder_{name}")
+    with torch.device("meta"):
+        model = LVM(config)
+    inner = sum(p.numel() for key, p in model.named_parameters() if not key.startswith(("embed", "head")))
+    assert first.startswith(f"# {inner:,} parameters beside the embedding and the head")
+    assert abs(inner / LADDER[name] - 1) < 0.12
+    assert config.head_size in (32, 64) and config.hidden_size % 32 == 0 and config.intermediate_size % 8 == 0
 
 
 def test_the_presets_for_kernels_and_demo_have_the_stated_heads():
@@ -73,23 +91,38 @@ def test_logits_and_greedy_tokens_equal_the_reference_folder():
     assert torch.equal(sequence[:, expected["greedy_prompt"].shape[1] :].int(), expected["greedy_tokens"])
 
 
-@pytest.mark.parametrize("change", [{}, {"num_kv_heads": 2}, {"tie_embeddings": True}, {"head_size": 16}])
-def test_transformers_opens_our_folder_and_gives_our_logits(tmp_path, change):
+OPTIONS = [
+    {},
+    {"num_kv_heads": 2},
+    {"tie_embeddings": True},
+    {"head_size": 16},
+    {"qk_norm": True},
+    {"qk_norm": True, "num_kv_heads": 1, "tie_embeddings": True, "head_size": 16},
+]
+
+
+@pytest.mark.parametrize("shard_bytes", [10**9, 10_000])
+@pytest.mark.parametrize("change", OPTIONS, ids=lambda change: "-".join(change) or "plain")
+def test_transformers_opens_our_folder_and_gives_our_logits(tmp_path, change, shard_bytes):
     transformers = pytest.importorskip("transformers")
     model = random_model(replace(TINY, **({"rope_theta": 500.0} | change)))
-    model.save_pretrained(tmp_path)
-    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    assert model.num_params() == sum(parameter.numel() for parameter in model.parameters())
+    model.save_pretrained(tmp_path, shard_bytes=shard_bytes)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert type(theirs).__name__ == ("Qwen3ForCausalLM" if model.config.qk_norm else "LlamaForCausalLM")
     fed = tokens(2, 40)
     with torch.no_grad():
         assert torch.allclose(model(fed), theirs(fed).logits, atol=2e-4, rtol=1e-4)
     assert theirs.config.eos_token_id == 21 and theirs.generation_config.eos_token_id == 21
     theirs.save_pretrained(tmp_path / "theirs")
-    assert torch.equal(LVM.from_pretrained(tmp_path / "theirs")(fed), model(fed))
+    again = LVM.from_pretrained(tmp_path / "theirs")
+    assert again.config == model.config and torch.equal(again(fed), model(fed))
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 10_000])
-def test_a_saved_model_comes_back_whole(tmp_path, shard_bytes):
-    config = replace(TINY, tokens_per_picture=9, tokenizer_fingerprint="ab12", prompt_bos=True)
+@pytest.mark.parametrize("change", OPTIONS, ids=lambda change: "-".join(change) or "plain")
+def test_a_saved_model_comes_back_whole(tmp_path, change, shard_bytes):
+    config = replace(TINY, tokens_per_picture=9, tokenizer_fingerprint="ab12", prompt_bos=True, z_loss=1e-4, **change)
     model = random_model(config)
     model.save_pretrained(tmp_path, shard_bytes=shard_bytes)
     assert (tmp_path / "model.safetensors.index.json").exists() == (shard_bytes == 10_000)
@@ -134,6 +167,8 @@ def test_folders_that_do_not_say_are_read_as_the_released_model_or_as_codes_alon
         ({"intermediate_size": 50}, "config.json makes it"),
         ({"num_hidden_layers": 1}, "layers.1"),
         ({"num_hidden_layers": 3}, "lacks 9 tensors"),
+        ({"model_type": "qwen3"}, r"lacks 4 tensors .*q_norm"),
+        ({"model_type": "qwen3", "use_sliding_window": True}, "use_sliding_window"),
         ({"vocab_size": None}, "vocab_size"),
     ],
 )
@@ -158,39 +193,6 @@ def test_truncated_and_missing_weights_are_named(tmp_path):
     save_file({"stray": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match="'stray'"):
         LVM.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("rows", [7, 10_000])
-def test_nll_is_the_cross_entropy_of_the_logits_forward_and_backward(monkeypatch, rows):
-    monkeypatch.setattr(lvm.model, "LOGITS_AT_ONCE", rows * TINY.vocab_size)
-    window = tokens(2, 33)
-    weights = torch.rand(2, 32)
-    ours, plain = random_model(), random_model()
-    nll = ours.nll(window)
-    expected = F.cross_entropy(plain(window[:, :-1]).transpose(1, 2), window[:, 1:], reduction="none")
-    assert nll.dtype == torch.float32 and torch.allclose(nll, expected, atol=1e-5)
-    (nll * weights).sum().backward()
-    (expected * weights).sum().backward()
-    for (name, a), (_, b) in zip(ours.named_parameters(), plain.named_parameters(), strict=True):
-        assert torch.allclose(a.grad, b.grad, atol=1e-4, rtol=1e-4), name
-
-
-def test_nll_never_holds_more_logits_than_stated(monkeypatch):
-    monkeypatch.setattr(lvm.model, "LOGITS_AT_ONCE", 8 * TINY.vocab_size)
-    largest = 0
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor) and result.ndim == 2 and result.shape[1] in (120, 128):
-                largest = max(largest, result.shape[0])
-            return result
-
-    model = random_model(replace(TINY, hidden_size=24, intermediate_size=40, head_size=0))
-    with Watch():
-        model.nll(tokens(4, 65)).sum().backward()
-    assert 0 < largest <= 128  # 128: the padded head itself; 256 rows of logits would be the whole
 
 
 def test_a_document_mask_makes_each_sentence_as_if_alone():
@@ -218,6 +220,25 @@ def test_no_token_sees_a_later_one():
     changed[0, 12:] = (changed[0, 12:] + 1) % 120
     with torch.no_grad():
         assert torch.equal(model(fed)[:, :12], model(changed)[:, :12])
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_keys_and_values_that_are_kept_give_the_same_logits(qk_norm):
+    model, fed = random_model(replace(TINY, qk_norm=qk_norm, num_kv_heads=2)), tokens(2, 12, below=20)
+    cache = Cache(model, torch.tensor([10, 10]), answer_tokens=2, num_candidates=1)
+    with torch.no_grad():
+        kept = [cache.prefill(fed[:, :10]), *(cache.step(fed[:, i, None])[:, 0] for i in (10, 11))]
+        torch.testing.assert_close(torch.stack(kept, dim=1), model(fed)[:, 9:], atol=2e-4, rtol=1e-4)
+
+
+def test_queries_and_keys_of_any_scale_attend_alike_with_qk_norm():
+    model, fed = random_model(replace(TINY, qk_norm=True)), tokens(1, 16)
+    with torch.no_grad():
+        before = model(fed)
+        for layer in model.layers:
+            layer.attention.q.weight.mul_(30.0)
+            layer.attention.k.weight.mul_(0.5)
+        torch.testing.assert_close(model(fed), before, atol=1e-3, rtol=1e-3)
 
 
 def test_only_differences_of_positions_matter():
@@ -250,6 +271,8 @@ def test_impossible_shapes_are_refused_with_the_values():
         replace(TINY, num_kv_heads=3)
     with pytest.raises(ModelError, match="vocab_size 10 is below"):
         LVMConfig(num_codes=20, vocab_size=10)
+    with pytest.raises(ModelError, match="z_loss is -1"):
+        replace(TINY, z_loss=-1.0)
     assert LVMConfig(**asdict(TINY)) == TINY
 
 
