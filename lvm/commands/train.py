@@ -70,6 +70,17 @@ def tokenizer_of(name: str | None, fingerprint: str, who: str) -> Any:
     return vqgan
 
 
+def new_model(config: dict[str, Any], plan: Plan) -> LVM:
+    """The model as a run of this config begins."""
+    fingerprint = plan.tokenizer_fingerprint
+    model_config = build(LVMConfig, config["model"], "model")
+    model = LVM(replace(model_config, tokenizer_fingerprint=fingerprint), config["seed"])
+    if config["codebook_start"]:
+        codebook = tokenizer_of(config["vqgan"], fingerprint, "codebook_start=true").quantize.embedding.weight
+        model.start_from_codebook(codebook.detach(), config["seed"])
+    return model
+
+
 def evaluation(
     config: dict[str, Any], trainer: TrainerConfig, model: LVMConfig, plan: Plan, run_dir: Path
 ) -> tuple[TokenPlan | None, Answer | None]:
@@ -96,7 +107,7 @@ def train_config(overrides: Sequence[str]) -> TrainResult:
     config = load_config("train", composed)
     trainer = build(TrainerConfig, config["trainer"], "trainer")
     optim = build(OptimConfig, config["optim"], "optim")
-    model_config = build(LVMConfig, config["model"], "model")
+    build(LVMConfig, config["model"], "model")  # a mistake is said before any store is built
     run_dir = Path(config["run_dir"] or Path("runs") / run_name(overrides))
 
     strategy = "auto" if trainer.devices == trainer.num_nodes == 1 else "ddp"  # ddp: Fabric opens the process group
@@ -106,13 +117,9 @@ def train_config(overrides: Sequence[str]) -> TrainResult:
     fabric.launch()
     try:
         plan = open_plan(fill_world_store(config, Distributed()))
-        fingerprint = plan.tokenizer_fingerprint
-        model = LVM(replace(model_config, tokenizer_fingerprint=fingerprint), config["seed"])
-        if config["codebook_start"]:
-            codebook = tokenizer_of(config["vqgan"], fingerprint, "codebook_start=true").quantize.embedding.weight
-            model.start_from_codebook(codebook.detach(), config["seed"])
+        model = new_model(config, plan)
         run = RunOptions(run_dir, config["seed"], config["data"]["new_plan"], config=config, **config["logger"])
-        held_out, answer = evaluation(config, trainer, model_config, plan, run_dir)
+        held_out, answer = evaluation(config, trainer, model.config, plan, run_dir)
         result = train(trainer, optim, plan, model, run, fabric.device, held_out, answer)
         if fabric.is_global_zero:
             print(f"{'finished' if result.finished else 'stopped'} at step {result.state.step}: {run_dir}")

@@ -85,8 +85,8 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    atomic_write(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+def write_json(path: str | os.PathLike[str], value: Any, sort_keys: bool = True) -> None:
+    atomic_write(path, json.dumps(value, indent=1, sort_keys=sort_keys) + "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

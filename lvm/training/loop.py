@@ -136,6 +136,12 @@ def use_compile(wanted: Literal["auto"] | bool) -> bool:
     return False
 
 
+def run_lengths(config: TrainerConfig, optim: OptimConfig, compiled: bool) -> tuple[int, int]:
+    """Steps of the run and of its schedule; fewer where `compile: auto` could not and the config asks for fewer."""
+    share = config.share_without_compile if config.compile == "auto" and not compiled else 1.0
+    return math.ceil(config.max_steps * share), math.ceil((optim.schedule_steps or config.max_steps) * share)
+
+
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     wanted = precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
     return torch.bfloat16 if wanted else torch.float32
@@ -282,9 +288,7 @@ def train(
     check_files(plan, ranks)
     size, num_micro = micro_batches(config.batch_size, config.micro_batch_size, ranks.world_size)
     compiled = use_compile(config.compile)
-    share = config.share_without_compile if config.compile == "auto" and not compiled else 1.0
-    max_steps = math.ceil(config.max_steps * share)
-    schedule_steps = math.ceil((optim.schedule_steps or config.max_steps) * share)
+    max_steps, schedule_steps = run_lengths(config, optim, compiled)
     identity = run_identity(model, optim, config, schedule_steps, run.seed)
     num_threads = set_threads(config.num_threads)
 
@@ -307,7 +311,7 @@ def train(
                 print(f"continuing {newest} at step {state.step} of {max_steps}")
         state = replace(state, num_threads=num_threads)
         if ranks.is_main and state.step < max_steps:
-            write_json(run.run_dir / "config.json", run.config or {})
+            write_json(run.run_dir / "config.json", run.config or {}, sort_keys=False)  # entries count by their order
             write_json(run.run_dir / "machine.json", machine_description() | {"commit": git_commit()})
 
         loader = stack.enter_context(
