@@ -140,6 +140,8 @@ def owns(columns: Columns | Kinds, channel: str) -> "Bool[np.ndarray, 'items']":
 
 
 def not_in_views(columns: Columns, views: tuple[int, ...]) -> Condition:
+    if not views:  # most often: then a column need not be read, perhaps from far away
+        return Condition("excluded view", np.ones(len(np.asarray(columns.channel_mask)), bool))
     return Condition("excluded view", ~np.isin(np.asarray(columns.view), np.asarray(views, dtype=np.int64)))
 
 
