@@ -6,7 +6,7 @@ RUN/bad-steps/step-00000037.json, of which `lvm replay` finds the window, the it
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -65,9 +65,11 @@ class BadSteps:
         ranks: Distributed,
         state: TrainState,
         facts: Mapping[str, Any],
+        finish_saving: Callable[[], None] = lambda: None,
     ):
-        """`facts` go into the files: what a replay must know of the run."""
+        """`facts` go into the files: what a replay must know of the run. `finish_saving` waits for a save in flight."""
         self._run_dir, self._policy, self._ranks, self._facts = run_dir, policy, ranks, dict(facts)
+        self._finish_saving = finish_saving
         self._losses = torch.zeros(capacity, num_micro, device=device)  # this rank's share of each micro-batch
         self._figures = torch.zeros(capacity, 3, device=device)  # loss and gradient norm over all ranks, bad or not
         self._steps: list[_Step] = []
@@ -113,6 +115,7 @@ class BadSteps:
         steps, figures = self._steps, self._figures[: len(self._steps)].tolist()
         bad = [number for number, (_, _, is_bad) in enumerate(figures) if is_bad]
         if bad:
+            self._finish_saving()  # what the run, or a replay, starts from
             self._write(steps, figures, bad)
         for number, (loss, norm, is_bad) in enumerate(figures):
             self._in_a_row = self._in_a_row + 1 if is_bad else 0

@@ -9,6 +9,7 @@ a resumed or moved run sees the windows it would have seen. Nothing waits for th
 import math
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -234,10 +235,11 @@ def make_bad_steps(
     size: int,
     device: torch.device,
     ranks: Distributed,
+    finish_saving: Callable[[], None],
 ) -> BadSteps:
     policy = BadStepPolicy(config.on_bad_step, config.spike_factor, config.max_bad_steps)
     facts = {"plan": plan.fingerprint, "ranks": ranks.world_size, "micro_batch_size": size, "seed": run.seed}
-    return BadSteps(run.run_dir, policy, config.log_every_steps, num_micro, device, ranks, state, facts)
+    return BadSteps(run.run_dir, policy, config.log_every_steps, num_micro, device, ranks, state, facts, finish_saving)
 
 
 def make_profiling(config: TrainerConfig, run: RunOptions, device: torch.device, ranks: Distributed) -> Profiling:
@@ -328,7 +330,7 @@ def train(
         )
         by_source = LossBySource(len(plan.names), device, state.loss_sums if ranks.is_main else [])
         journal = stack.enter_context(closing(make_journal(config, plan, model, run, state, max_steps, device, ranks)))
-        bad_steps = make_bad_steps(config, plan, run, state, num_micro, size, device, ranks)
+        bad_steps = make_bad_steps(config, plan, run, state, num_micro, size, device, ranks, writer.wait)
         profiling = stack.enter_context(closing(make_profiling(config, run, device, ranks)))
         validate = make_validation(config, held_out, plan, model, loss_of, size, device, ranks)
         saved_step, seconds_before, start = state.step, state.seconds, time.monotonic()

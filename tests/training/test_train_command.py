@@ -14,34 +14,8 @@ from lvm.runtime import UserError, config_folder
 from lvm.runtime.checkpoint import list_checkpoints
 from lvm.runtime.config_files import load_config
 from lvm.training import model_of_run
-from tokenizer import VQGAN, VQGANConfig
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """Overrides of a run of seconds: a random tokenizer of 4 tokens a picture, 30 scenes; the run folder."""
-    folder = tmp_path_factory.mktemp("train")
-    config = VQGANConfig(
-        hidden_channels=8,
-        channel_mult=(1, 1, 1, 1),
-        num_res_blocks=1,
-        z_channels=4,
-        quantized_embed_dim=4,
-        num_embeddings=32,
-        resolution=16,
-        norm_groups=2,
-    )
-    VQGAN(config).save_pretrained(folder / "tokenizer")
-    model = ["model.num_codes=32", "model.tokens_per_picture=4", "model.hidden_size=32", "model.intermediate_size=48"]
-    data = ["world.num_scenes=120", "world.num_clips=12", "data.seq_len=16", "data.period=32"]
-    run = [f"run_dir={folder / 'run'}", f"tokenizer={folder / 'tokenizer'}", "trainer.num_threads=1"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LVM_CACHE", str(folder / "cache"))
-        for key in ("SLURM_JOB_ID", "SLURM_NTASKS", "WORLD_SIZE", "RANK"):
-            patch.delenv(key, raising=False)
-        yield ["experiment=debug", *run, *model, *data], folder / "run"
 
 
 def test_one_command_builds_the_store_trains_continues_and_exports(small, tmp_path, capsys):

@@ -1,0 +1,44 @@
+"""A command of lvm in which one window has no finite loss: python faulty.py WINDOW train|replay ARGUMENTS"""
+
+import math
+import sys
+
+import torch
+
+import lvm.commands.replay
+import lvm.commands.train
+import lvm.data
+import lvm.training.loop
+import lvm.training.replay
+
+WINDOW = int(sys.argv[1])
+TOKENS: list[torch.Tensor] = []
+
+
+def open_plan(config):
+    plan = lvm.data.open_plan(config)
+    TOKENS.append(torch.from_numpy(plan.window(WINDOW).tokens))
+    return plan
+
+
+def poisoned(make):
+    def made(*arguments, **options):
+        loss_of = make(*arguments, **options)
+
+        def loss(tokens, role, targets):
+            value, nll = loss_of(tokens, role, targets)
+            hit = (tokens == TOKENS[0]).all(1)
+            return value * torch.where(hit.any(), math.nan, 1.0), torch.where(hit[:, None], math.nan, nll)
+
+        return loss
+
+    return made
+
+
+if __name__ == "__main__":
+    lvm.commands.train.open_plan = lvm.commands.replay.open_plan = open_plan
+    for module in (lvm.training.loop, lvm.training.replay):
+        module.make_loss = poisoned(module.make_loss)
+    lvm.training.loop.make_sharded_loss = poisoned(lvm.training.loop.make_sharded_loss)
+    verb = {"train": lvm.commands.train, "replay": lvm.commands.replay}[sys.argv[2]]
+    lvm.runtime.exit_with_one_line(lambda: verb.main(sys.argv[3:]))
