@@ -3,7 +3,7 @@
     step-00001234/tensors/shard-*.safetensors   one file a rank; any other number of ranks can read them
                   state.json                    everything that is not a tensor
                   manifest.json                 bytes and sha256 of each file above and of itself, step, world size,
-                                                fingerprints
+                                                fingerprints, figure of validation
 
 A save copies the tensors at the step boundary; a thread then writes `.tmp-step-00001234.<attempt>/` and, when every
 rank has synced its file, rank 0 writes the manifest and renames the folder. Nothing is pickled, neither way: torch's
@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import threading
 import uuid
 import warnings
@@ -24,6 +25,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -53,7 +55,7 @@ def list_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def newest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
-    """The newest checkpoint whose every byte is as it was written, or None; says which damaged ones it passed over.
+    """The newest checkpoint whose every byte is as it was written, or None; a line names each damaged one passed over.
 
     Reads all files once (sha256). In a run of several ranks let one rank ask and tell the others.
     """
@@ -62,7 +64,7 @@ def newest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
             verify_checkpoint(path)
             return path
         except UserError as error:
-            warnings.warn(f"passed over a damaged checkpoint: {error}", stacklevel=2)
+            print(f"passed over a damaged checkpoint: {error}", file=sys.stderr)
     return None
 
 
@@ -108,12 +110,11 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Global shape and dtype of each tensor in a checkpoint, by name."""
-    read_manifest(path)
+    """Global shape and dtype of each tensor in a folder of safetensors (a checkpoint's `tensors/`), by name."""
     try:
-        metadata = HuggingFaceStorageReader(str(Path(path) / "tensors")).read_metadata().state_dict_metadata
+        metadata = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     except Exception as error:  # safetensors has an exception of its own, json and dict add theirs
-        raise UserError(f"{path}/tensors cannot be read ({error}); use another checkpoint") from error
+        raise UserError(f"{path} cannot be read ({error}); use another checkpoint") from error
     return {key: (entry.size, entry.properties.dtype) for key, entry in metadata.items()}  # type: ignore[union-attr]
 
 
@@ -126,7 +127,8 @@ def load_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Tensor],
     for a tensor that only one side has, and for another shape or dtype.
     """
     path = Path(path)
-    saved = {key: value for key, value in read_shapes(path).items() if key.startswith(prefix)}
+    read_manifest(path)
+    saved = {key: value for key, value in read_shapes(path / "tensors").items() if key.startswith(prefix)}
     if missing := sorted(set(tensors) - set(saved)):
         raise UserError(f"{path} lacks {_some(missing)}; it belongs to another model or optimiser")
     if foreign := sorted(set(saved) - set(tensors)):
@@ -137,15 +139,35 @@ def load_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, Tensor],
             raise UserError(f"{path}: {key} has shape {list(size)}, here it is {list(tensor.shape)}")
         if dtype != tensor.dtype:
             raise UserError(f"{path}: {key} has dtype {dtype}, here it is {tensor.dtype}")
-    if tensors:
-        plain = {key: tensor.detach() for key, tensor in tensors.items()}
-        try:
-            dcp.load(plain, storage_reader=HuggingFaceStorageReader(str(path / "tensors")), no_dist=True)
-        except CheckpointException as error:
-            cause = next(iter(error.failures.values()))[0] if error.failures else error
-            raise UserError(f"{path}/tensors cannot be read ({cause}); use another checkpoint") from cause
+    _read_tensors(path / "tensors", tensors)
     state: dict[str, Any] = read_json(path / "state.json")
     return state
+
+
+def load_tensors(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> None:
+    """Read some tensors of a folder of safetensors (a model's, or a checkpoint's `tensors/`) in place.
+
+    As `load_checkpoint`: of DTensors a rank reads its part alone, and no collective is used. Values are cast to the
+    type of `tensors`. Raises `UserError`, before changing any tensor, for one that is missing or of another shape.
+    """
+    stored = read_shapes(folder)
+    if missing := sorted(set(tensors) - set(stored)):
+        raise UserError(f"{folder} lacks {_some(missing)}; it belongs to another model, or a file of it is missing")
+    for key, tensor in tensors.items():
+        if stored[key][0] != tensor.shape:
+            raise UserError(f"{folder}: {key} has shape {list(stored[key][0])}, here it is {list(tensor.shape)}")
+    _read_tensors(Path(folder), tensors)
+
+
+def _read_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    if not tensors:
+        return
+    plain = {key: tensor.detach() for key, tensor in tensors.items()}
+    try:
+        dcp.load(plain, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0] if error.failures else error
+        raise UserError(f"{folder} cannot be read ({cause}); use another checkpoint") from cause
 
 
 def _some(names: list[str]) -> str:
@@ -158,10 +180,23 @@ class CheckpointWriter:
     Making one removes what a killed save left behind, so rank 0 must hold the run's lease by then.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], lease: RunLease | None = None, keep_last: int = 2) -> None:
-        if keep_last < 1:
-            raise UserError(f"keep_last is {keep_last}; at least 1 checkpoint must be kept")
-        self.folder, self.lease, self.keep_last = Path(folder), lease, keep_last
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        lease: RunLease | None = None,
+        keep_last: int = 2,
+        keep_every_steps: int = 0,
+        keep_best: int = 0,
+    ) -> None:
+        """Kept are the `keep_last` newest, those of every `keep_every_steps` steps for ever (0: none), and the
+        `keep_best` whose `figure` is lowest."""
+        if keep_last < 1 or keep_every_steps < 0 or keep_best < 0:
+            raise UserError(
+                f"keep_last is {keep_last}, keep_every_steps {keep_every_steps} and keep_best {keep_best}; at least 1 "
+                "checkpoint must be kept, and none of the others can be below 0"
+            )
+        self.folder, self.lease = Path(folder), lease
+        self._rules = keep_last, keep_every_steps, keep_best
         self._distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         # Its own group: collectives from a thread beside training's on one group deadlock.
         self._group = dist.new_group(backend="gloo") if self._distributed else None
@@ -180,18 +215,27 @@ class CheckpointWriter:
                     shutil.rmtree(left, ignore_errors=True)
 
     def save(
-        self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], fingerprints: Mapping[str, str]
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        fingerprints: Mapping[str, str],
+        figure: float | None = None,
     ) -> None:
         """Copy the tensors and write them in the background; waits first for a save that is still in flight.
 
         `tensors` are this rank's (DTensors, or plain ones that every rank holds alike); `state` and `fingerprints`
-        are JSON values, and rank 0's are written. Raises what went wrong in the save before.
+        are JSON values, and rank 0's are written. `figure` (a validation loss; lower is better) is kept in the manifest
+        and decides which are the best. Raises what went wrong in the save before.
         """
         self.wait()
         content = json.dumps(dict(state), indent=1, sort_keys=True) + "\n"
         staged = self._stage(tensors)
         self._thread = threading.Thread(
-            target=self._run, args=(step, staged, content, dict(fingerprints)), name=f"save-step-{step}", daemon=True
+            target=self._run,
+            args=(step, staged, content, {"fingerprints": dict(fingerprints), "figure": figure}),
+            name=f"save-step-{step}",
+            daemon=True,
         )
         self._thread.start()
 
@@ -223,15 +267,15 @@ class CheckpointWriter:
             torch.cuda.synchronize()
         return staged
 
-    def _run(self, step: int, tensors: dict[str, Tensor], state: str, fingerprints: dict[str, str]) -> None:
+    def _run(self, step: int, tensors: dict[str, Tensor], state: str, facts: dict[str, Any]) -> None:
         try:
             if self._device is not None:  # a new thread starts on GPU 0, and would take memory there on every rank
                 torch.cuda.set_device(self._device)
-            self._write(step, tensors, state, fingerprints)
+            self._write(step, tensors, state, facts)
         except BaseException as error:
             self._error = error
 
-    def _write(self, step: int, tensors: dict[str, Tensor], state: str, fingerprints: dict[str, str]) -> None:
+    def _write(self, step: int, tensors: dict[str, Tensor], state: str, facts: dict[str, Any]) -> None:
         attempt = self.lease.attempt if self.lease is not None else 0
         name = self._broadcast(f".tmp-step-{step:08d}.{attempt}-{uuid.uuid4().hex[:8]}")
         aside = self.folder / name
@@ -254,7 +298,7 @@ class CheckpointWriter:
             try:
                 if failure is None:
                     files = {name: entry for part, _ in parts for name, entry in part.items()}
-                    self._complete(step, aside, files, state, fingerprints)
+                    self._complete(step, aside, files, state, facts)
             except Exception as error:
                 problem, failure = error, _as_failure(error)
             finally:
@@ -265,9 +309,7 @@ class CheckpointWriter:
             kind = UserError if is_users else RuntimeError
             raise kind(f"the checkpoint of step {step} could not be written to {self.folder}: {text}") from problem
 
-    def _complete(
-        self, step: int, aside: Path, files: dict[str, Any], state: str, fingerprints: dict[str, str]
-    ) -> None:
+    def _complete(self, step: int, aside: Path, files: dict[str, Any], state: str, facts: dict[str, Any]) -> None:
         """Rank 0: state, manifest, rename, and the oldest folders removed."""
         (aside / "tensors").mkdir(parents=True, exist_ok=True)
         _write_synced(aside / "state.json", state)
@@ -275,7 +317,7 @@ class CheckpointWriter:
             "version": FORMAT_VERSION,
             "step": step,
             "world_size": self._world_size,
-            "fingerprints": fingerprints,
+            **facts,
             "files": files | {"state.json": _describe(aside / "state.json")},
         }
         manifest["sha256"] = _digest(manifest)
@@ -292,9 +334,14 @@ class CheckpointWriter:
         sync_folder(self.folder)
         shutil.rmtree(old, ignore_errors=True)
         # A damaged later folder must not count: it would push out the good ones.
-        earlier = [path for path in list_checkpoints(self.folder) if int(path.name.removeprefix("step-")) <= step]
-        for path in earlier[: -self.keep_last]:
-            shutil.rmtree(path, ignore_errors=True)
+        earlier = {
+            number: path
+            for path in list_checkpoints(self.folder)
+            if (number := int(path.name.removeprefix("step-"))) <= step
+        }
+        best = self._rules[2] > 0
+        for number in superseded({n: _figure(path) if best else None for n, path in earlier.items()}, *self._rules):
+            shutil.rmtree(earlier[number], ignore_errors=True)
 
     def _broadcast(self, value: Any) -> Any:
         if not self._distributed:
@@ -311,9 +358,33 @@ class CheckpointWriter:
         return gathered or []
 
 
+def superseded(
+    figures: Mapping[int, float | None], keep_last: int, keep_every_steps: int = 0, keep_best: int = 0
+) -> list[int]:
+    """Steps of the checkpoints that no rule keeps. `figures`: by step; None or not a number is never among the best."""
+    steps = sorted(figures)
+    ranked = sorted((figure, -step) for step, figure in figures.items() if figure is not None and figure == figure)
+    kept = {*steps[-keep_last:], *(-step for _, step in ranked[:keep_best])}
+    if keep_every_steps:
+        kept |= {step for step in steps if step % keep_every_steps == 0}
+    return [step for step in steps if step not in kept]
+
+
+def _figure(path: Path) -> float | None:
+    """What was given to `save` with a checkpoint; None for a damaged one too."""
+    try:
+        figure = read_json(path / "manifest.json")["figure"]
+    except (UserError, OSError, KeyError, TypeError):
+        return None
+    return float(figure) if isinstance(figure, int | float) else None
+
+
 def _as_failure(error: BaseException | None) -> tuple[str, bool] | None:
     """What other ranks are told: the text, and whether the user can mend it (a full disk, a lost lease)."""
-    return None if error is None else (str(error), isinstance(error, OSError) or is_user_error(error))
+    if error is None:
+        return None
+    # safetensors writes files itself, and has an error of its own for what the system says
+    return str(error), isinstance(error, OSError | SafetensorError) or is_user_error(error)
 
 
 def _describe(file: Path) -> dict[str, Any]:

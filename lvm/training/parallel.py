@@ -4,20 +4,26 @@ One rank    weights are cast to bf16 inside the loss function, and model, loss a
             (3x eager on a CPU for a net of 1M parameters).
 More ranks  each block is compiled, then sharded: FSDP2 with the same casts, gradients reduced in float32.
 Uncompiled, both give the same bits on one rank (a test says so). Master weights and moments are float32.
+
+`parallelize` is the place where all of it is put on a model, in the order that works.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from lvm.model import LVM, document_positions
+from lvm.runtime import UserError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Int
@@ -29,17 +35,167 @@ UNFUSED_ATTENTION = 1024  # tokens of a window up to which a CPU's compiled atte
 LossFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class _NLL(nn.Module):
-    """`model.nll` as a forward, which `functional_call` can run with other weights."""
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How ranks share the work and what is kept in memory; what is learnt differs by rounding alone."""
+
+    shard: Literal["auto"] | int = "auto"  # ranks that share one copy of weights and moments; auto: all / replicate
+    replicate: int = 1  # such copies (HSDP); the number of nodes where the network between them is slow
+    # What the backward pass computes again: nothing, all but matrix products and attention, or whole blocks.
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    reshard_after_forward: bool = True  # false: blocks stay whole until the backward pass; faster, 2 N bytes a rank
+    prefetch: int = 1  # blocks fetched while another computes; each holds its whole weights meanwhile
+    reduce_every_micro_batch: bool = False  # true: gradients wait sharded for the step, else whole (4 N bytes a rank)
+
+    def __post_init__(self) -> None:
+        for name, least in (("replicate", 1), ("prefetch", 0), ("shard", 1)):
+            value = getattr(self, name)
+            if value != "auto" and value < least:
+                raise UserError(f"trainer.parallel.{name} is {value}; use {least} or more")
+
+
+def make_mesh(config: ParallelConfig, world_size: int, device_type: str) -> DeviceMesh | None:
+    """Ranks as (replicate, shard), or (shard) where there is one copy; None for one rank. Raises `UserError`."""
+    shard = max(1, world_size // config.replicate) if config.shard == "auto" else config.shard
+    if config.replicate * shard != world_size:
+        raise UserError(
+            f"trainer.parallel.replicate {config.replicate} x shard {shard} is not the number of ranks, {world_size}; "
+            "use trainer.parallel.replicate=1 trainer.parallel.shard=auto, or a replicate that divides it"
+        )
+    if world_size == 1:
+        return None
+    if config.replicate == 1:
+        return init_device_mesh(device_type, (shard,), mesh_dim_names=("shard",))
+    return init_device_mesh(device_type, (config.replicate, shard), mesh_dim_names=("replicate", "shard"))
+
+
+def data_rank(mesh: DeviceMesh | None) -> int:
+    """Which part of a step's windows is this rank's: its place in the mesh, never the launcher's number."""
+    place = 0
+    for size, coordinate in zip(mesh.shape, mesh.get_coordinate() or ()) if mesh is not None else ():
+        place = place * size + coordinate
+    return place
+
+
+# What is put on the model.
+
+
+def parallelize(model: LVM, config: ParallelConfig, dtype: torch.dtype, compile: bool, mesh: DeviceMesh | None) -> None:
+    """Change `model` in place. The order: recomputation, then compilation, then sharding.
+
+    A compiled block holds its recomputation, so that inductor sees both; FSDP's gathering stays outside of the graph.
+    On one rank (`mesh` None) the loss as a whole is compiled, see `make_loss`. Blocks are sharded one by one, the root
+    takes embedding, last norm and head, so at most two blocks and the root are whole at a time.
+    """
+    if config.activation_checkpointing != "none":
+        for block in model.layers:
+            recompute_in_backward(
+                block, config.activation_checkpointing == "selective", dtype if mesh is None else None
+            )
+    if mesh is None:
+        return
+    if compile:
+        for block in model.layers:
+            block.compile(dynamic=False)
+    # Inputs stay as they are: the angles of the rotary positions are float32.
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in model.layers:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=config.reshard_after_forward)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(model, "nll")
+    register_fsdp_forward_method(model, "loss")
+    prefetch_blocks(list(model.layers), config.prefetch)
+
+
+def recompute_in_backward(block: nn.Module, selective: bool, cast: torch.dtype | None) -> None:
+    """Keep of this block's forward pass its input alone, or with `selective` its matrix products and attention too.
+
+    `cast`: the type of the weights inside, where FSDP does not see to it; they are cast again in the backward pass, and
+    no bf16 copy is kept.
+    """
+    plain = _PlainForward(block)
+    context = partial(create_selective_checkpoint_contexts, _keep_products) if selective else None
+    options: dict[str, Any] = {"context_fn": context} if context else {}
+
+    def run(*inputs: Any) -> Tensor:
+        if cast is None or cast == torch.float32:
+            return plain(*inputs)
+        weights = {name: parameter.to(cast) for name, parameter in plain.named_parameters()}
+        return torch.func.functional_call(plain, weights, inputs)
+
+    def forward(*inputs: Any) -> Tensor:
+        return checkpoint(run, *inputs, use_reentrant=False, **options)
+
+    block.forward = forward  # type: ignore[assignment]
+
+
+class _PlainForward(nn.Module):
+    """A block's own forward pass, whatever its `forward` was replaced by."""
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block, self.kind = block, type(block)
+
+    def forward(self, *inputs: Any) -> Tensor:
+        return self.kind.forward(self.block, *inputs)
+
+
+_aten = torch.ops.aten
+_PRODUCTS = {
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten.bmm.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.higher_order.flex_attention,
+}
+
+
+def _keep_products(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in _PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def prefetch_blocks(blocks: list[Any], number: int) -> None:
+    """Each block asks for the weights of the next ones, forward and backward, before it computes."""
+    for i, block in enumerate(blocks if number else []):
+        block.set_modules_to_forward_prefetch(blocks[i + 1 : i + 1 + number])
+        block.set_modules_to_backward_prefetch(blocks[max(0, i - number) : i][::-1])
+
+
+def place(model: LVM, device: torch.device) -> None:
+    """Move the model, or its shards, to `device`. What is on the meta device gets memory there, and no values yet."""
+    if not next(model.parameters()).is_meta:
+        model.to(device)
+        return
+    model.to_empty(device=device)
+    if model.config.tie_embeddings:  # to_empty makes two of the one
+        model.head.weight = model.embed.weight
+
+
+# The loss.
+
+
+class _Loss(nn.Module):
+    """`model.loss` as a forward, which `functional_call` can run with other weights."""
 
     def __init__(self, model: LVM, document_mask: bool):
         super().__init__()
         self.model, self.document_mask = model, document_mask
 
-    def forward(self, tokens: "Int[Tensor, 'b t_plus_1']") -> "Float32[Tensor, 'b t']":
-        if not self.document_mask:
-            return self.model.nll(tokens)
-        return self.model.nll(tokens, *document_positions(tokens[:, :-1], self.model.config.bos))
+    def forward(
+        self, tokens: "Int[Tensor, 'b t_plus_1']", counts: "Bool[Tensor, 'b t']"
+    ) -> "tuple[Float32[Tensor, ''], Float32[Tensor, 'b t']]":
+        documents = document_positions(tokens[:, :-1], self.model.config.bos) if self.document_mask else ()
+        loss, nll = self.model.loss(tokens, counts.float(), *documents)
+        return loss, torch.where(counts, nll, 0.0)
+
+    def to_cast(self, recomputed: bool) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that the loss casts: all, or those outside of blocks where these cast their own."""
+        for name, parameter in self.named_parameters():
+            if not (recomputed and name.startswith("model.layers.")):
+                yield name, parameter
 
 
 def counted(role: "Int[Tensor, 'b t_plus_1']", loss_on: LossOn) -> "Bool[Tensor, 'b t']":
@@ -60,20 +216,27 @@ def attention_kernel(tokens: Tensor) -> AbstractContextManager[None]:
 
 
 def make_loss(
-    model: LVM, dtype: torch.dtype, document_mask: bool, compile: bool, loss_on: LossOn = "all"
+    model: LVM,
+    dtype: torch.dtype,
+    document_mask: bool,
+    compile: bool,
+    loss_on: LossOn = "all",
+    parallel: ParallelConfig = ParallelConfig(),
 ) -> LossFunction:
     """The loss of one micro-batch on one rank: its weighted nll over `targets`, the count of the whole step."""
-    module = _NLL(model, document_mask)
+    parallelize(model, parallel, dtype, compile, mesh=None)
+    module = _Loss(model, document_mask)
+    recomputed = parallel.activation_checkpointing != "none"
 
     def loss(tokens: Tensor, role: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = tokens, counted(role, loss_on)
         with attention_kernel(tokens) if compile else nullcontext():
             if dtype == torch.float32:
-                nll = module(tokens)
+                loss, nll = module(*inputs)
             else:
-                cast = {name: parameter.to(dtype) for name, parameter in module.named_parameters()}
-                nll = torch.func.functional_call(module, cast, (tokens,))
-        nll = torch.where(counted(role, loss_on), nll, 0.0)
-        return nll.sum() / targets, nll.detach()
+                cast = {name: parameter.to(dtype) for name, parameter in module.to_cast(recomputed)}
+                loss, nll = torch.func.functional_call(module, cast, inputs)
+        return loss / targets, nll
 
     if compile and next(model.parameters()).device.type == "cpu":
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # CPUs obey it: else bf16 products become float32
@@ -81,37 +244,61 @@ def make_loss(
 
 
 def make_sharded_loss(
-    model: LVM, dtype: torch.dtype, document_mask: bool, compile: bool, loss_on: LossOn = "all"
+    model: LVM,
+    dtype: torch.dtype,
+    document_mask: bool,
+    compile: bool,
+    loss_on: LossOn = "all",
+    parallel: ParallelConfig = ParallelConfig(),
+    mesh: DeviceMesh | None = None,
 ) -> LossFunction:
-    """Shard `model` in place over all ranks and return its loss; make the optimiser after this.
+    """Shard `model` in place over `mesh` (None: over all ranks) and return its loss; make the optimiser after this.
 
     FSDP averages gradients over ranks while the loss is already over the targets of all of them: hence the factor.
     """
     world_size = dist.get_world_size()
-    device = next(model.parameters()).device.type
-    mesh = init_device_mesh(device, (world_size,), mesh_dim_names=("shard",))
-    # Inputs stay as they are: the angles of the rotary positions are float32.
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    if compile:
-        for layer in model.layers:
-            layer.compile(dynamic=False)
-    for layer in model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    register_fsdp_forward_method(model, "nll")
-    module = _NLL(model, document_mask)
+    if mesh is None:
+        mesh = init_device_mesh(next(model.parameters()).device.type, (world_size,), mesh_dim_names=("shard",))
+    parallelize(model, parallel, dtype, compile, mesh)
+    module = _Loss(model, document_mask)
 
     def loss(tokens: Tensor, role: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        nll = torch.where(counted(role, loss_on), module(tokens), 0.0)
-        return nll.sum() * (world_size / targets), nll.detach()
+        loss, nll = module(tokens, counted(role, loss_on))
+        return loss * (world_size / targets), nll
 
     return loss
 
 
-def reduce_gradients_on(model: nn.Module, last_micro_batch: bool) -> None:
-    """Sharded models reduce gradients once a step, after its last micro-batch."""
+def loss_on_mesh(
+    model: LVM,
+    device: torch.device,
+    mesh: DeviceMesh | None,
+    dtype: torch.dtype,
+    document_mask: bool,
+    compile: bool,
+    loss_on: LossOn,
+    parallel: ParallelConfig,
+) -> LossFunction:
+    """Spread `model` over the mesh, put it on `device`, and return its loss; `mesh` None is one rank.
+
+    A model on the meta device is sharded there, so that no rank ever holds all of it, and has no values yet.
+    """
+    if mesh is None:
+        place(model, device)
+        return make_loss(model, dtype, document_mask, compile, loss_on, parallel)
+    loss = make_sharded_loss(model, dtype, document_mask, compile, loss_on, parallel, mesh)
+    place(model, device)
+    return loss
+
+
+def reduce_gradients_on(model: nn.Module, last_micro_batch: bool, every_micro_batch: bool = False) -> None:
+    """Sharded models reduce gradients once a step, after its last micro-batch.
+
+    With `every_micro_batch` shards are summed after each; copies (HSDP) still agree once a step.
+    """
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last_micro_batch)
+        model.set_requires_gradient_sync(last_micro_batch or every_micro_batch)
+        model.set_requires_all_reduce(last_micro_batch)
 
 
 def full(value: Tensor) -> Tensor:

@@ -1,7 +1,10 @@
 """Checkpoints are complete or absent, verified before they are trusted, and readable by any number of ranks."""
 
+import contextlib
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +26,7 @@ from lvm.runtime.checkpoint import (
     newest_checkpoint,
     read_shapes,
     read_state,
+    superseded,
     verify_checkpoint,
 )
 from lvm.runtime.lease import RunLease
@@ -68,7 +72,8 @@ def test_what_was_saved_is_loaded_bit_for_bit_with_its_state(tmp_path):
     assert_equal(loaded, tensors)
     assert read_state(path) == state
     assert verify_checkpoint(path)["fingerprints"] == {"plan": "abc"}
-    assert {key: size for key, (size, _) in read_shapes(path).items()} == {k: t.shape for k, t in tensors.items()}
+    shapes = read_shapes(path / "tensors")
+    assert {key: size for key, (size, _) in shapes.items()} == {key: tensor.shape for key, tensor in tensors.items()}
 
 
 @settings(deadline=None, max_examples=6)
@@ -136,6 +141,24 @@ def test_only_the_last_ones_are_kept(tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
 
 
+def test_milestones_are_kept_for_ever_and_the_best_as_long_as_they_are():
+    figures = {10: 3.0, 20: None, 30: 2.0, 40: float("nan"), 50: 2.5, 60: 2.0, 70: 9.0}
+    assert superseded(figures, keep_last=2) == [10, 20, 30, 40, 50]
+    assert superseded(figures, keep_last=1, keep_every_steps=20) == [10, 30, 50]
+    assert superseded(figures, keep_last=1, keep_best=2) == [10, 20, 40, 50]
+    assert superseded(figures, keep_last=1, keep_best=1) == [10, 20, 30, 40, 50]  # of equal ones the newest
+
+
+def test_a_best_checkpoint_is_known_as_such_after_a_restart(tmp_path):
+    for step, figure in ((1, 0.5), (2, 0.1), (3, 0.4), (4, None)):
+        writer = CheckpointWriter(tmp_path, keep_last=1, keep_best=1)
+        writer.save(step, some_tensors(step), {}, {}, figure)
+        writer.wait()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000004"]
+    with pytest.raises(UserError, match="keep_best -1"):
+        CheckpointWriter(tmp_path, keep_best=-1)
+
+
 @pytest.fixture(scope="module")
 def two_checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
@@ -146,6 +169,7 @@ def two_checkpoints(tmp_path_factory):
 @settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_any_flipped_bit_or_cut_is_found_and_the_checkpoint_passed_over(two_checkpoints, tmp_path_factory, data):
+    said = io.StringIO()
     folder = tmp_path_factory.mktemp("damage") / "copy"
     shutil.copytree(two_checkpoints, folder)
     newest = folder / "step-00000002"
@@ -160,16 +184,17 @@ def test_any_flipped_bit_or_cut_is_found_and_the_checkpoint_passed_over(two_chec
     else:
         del content[place:]
     file.write_bytes(content)
-    with pytest.warns(UserWarning, match=f"passed over a damaged checkpoint: .*{file.name}"):
+    with contextlib.redirect_stderr(said):
         assert newest_checkpoint(folder) == folder / "step-00000001"
+    assert re.fullmatch(rf"passed over a damaged checkpoint: .*{file.name}.*\n", said.getvalue())
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": 1}', '{"version": 99, "files": {}}'])
-def test_a_damaged_manifest_is_passed_over(tmp_path, two_checkpoints, content):
+def test_a_damaged_manifest_is_passed_over(tmp_path, two_checkpoints, content, capsys):
     shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
     (tmp_path / "step-00000002" / "manifest.json").write_text(content)
-    with pytest.warns(UserWarning, match="passed over"):
-        assert newest_checkpoint(tmp_path) == tmp_path / "step-00000001"
+    assert newest_checkpoint(tmp_path) == tmp_path / "step-00000001"
+    assert "passed over" in capsys.readouterr().err
 
 
 def test_tensors_damaged_after_they_were_verified_are_an_error_of_the_user(tmp_path, two_checkpoints):
@@ -189,12 +214,12 @@ def test_a_file_that_the_manifest_does_not_list_is_refused(tmp_path, two_checkpo
         load_checkpoint(tmp_path / "step-00000001", zeros_like(some_tensors()))
 
 
-def test_a_damaged_later_checkpoint_is_replaced_and_never_pushes_out_a_good_one(tmp_path):
+def test_a_damaged_later_checkpoint_is_replaced_and_never_pushes_out_a_good_one(tmp_path, capsys):
     write(tmp_path, [1, 3])
     (tmp_path / "step-00000003" / "state.json").write_text("{}")
     write(tmp_path, [2], keep_last=1)
-    with pytest.warns(UserWarning, match="passed over"):
-        assert newest_checkpoint(tmp_path) == tmp_path / "step-00000002"
+    assert newest_checkpoint(tmp_path) == tmp_path / "step-00000002"
+    assert "passed over" in capsys.readouterr().err
     write(tmp_path, [3], keep_last=1)
     assert newest_checkpoint(tmp_path) == tmp_path / "step-00000003"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003"]
