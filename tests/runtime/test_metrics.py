@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+from PIL import Image
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -119,6 +120,48 @@ def test_a_wandb_that_cannot_start_is_a_warning(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.warns(UserWarning, match="wandb could not start"):
         log = MetricsLog(tmp_path, wandb={})
+    log.log(1, loss=1.0)
+    log.close()
+    assert losses(tmp_path) == {1: 1.0}
+
+
+def test_tensorboard_gets_numbers_nested_ones_and_pictures(tmp_path, monkeypatch):
+    calls = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            calls.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            calls.append((name, value, step))
+
+        def add_image(self, name, picture, step, dataformats):
+            calls.append((name, picture.shape, step, dataformats))
+
+        def close(self):
+            calls.append("close")
+
+    fake = types.ModuleType("torch.utils.tensorboard")
+    fake.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    Image.new("RGB", (5, 3)).save(tmp_path / "sheet.png")
+    with MetricsLog(tmp_path / "run" / "metrics", resumed_at=6, tensorboard=True) as log:
+        log.log(7, loss=1.0, by={"a": 2.0}, mfu=None, name="x", answers=tmp_path / "sheet.png")
+    assert calls == [
+        (str(tmp_path / "run" / "tensorboard"), 7),
+        ("loss", 1.0, 7),
+        ("by/a", 2.0, 7),
+        ("answers", (3, 5, 3), 7, "HWC"),
+        "close",
+    ]
+    (record,) = read_metrics(tmp_path / "run" / "metrics")
+    assert record["answers"] == str(tmp_path / "sheet.png")
+
+
+def test_a_tensorboard_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.warns(UserWarning, match=r"tensorboard is not installed \(pip install tensorboard\); metrics are in"):
+        log = MetricsLog(tmp_path, tensorboard=True)
     log.log(1, loss=1.0)
     log.close()
     assert losses(tmp_path) == {1: 1.0}

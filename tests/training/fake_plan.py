@@ -6,6 +6,7 @@ RANK=0 WORLD_SIZE=2 python fake_plan.py INIT_FILE RUN_DIR '{"max_steps": 4}'
 import hashlib
 import json
 import os
+import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from lvm.data import Window
+from lvm.inference import generate
 from lvm.model import LVM, LVMConfig
 from lvm.training import OptimConfig, RunOptions, TrainerConfig, TrainResult, train
 
@@ -76,6 +78,27 @@ def run(folder: Path, plan: FakePlan | None = None, **changes: object) -> tuple[
     )
 
 
+def start_ranks(folder: Path, world_size: int, **changes: object) -> list[dict]:
+    folder.mkdir(parents=True, exist_ok=True)
+    init_file = folder.parent / f"init-{folder.name}-{len(list(folder.parent.iterdir()))}"
+    command = [sys.executable, __file__, str(init_file), str(folder)]
+    environment = os.environ | {"WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "1"}
+    ranks = [
+        subprocess.Popen([*command, json.dumps(changes)], env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE)
+        for rank in range(world_size)
+    ]
+    for rank in ranks:
+        _, errors = rank.communicate(timeout=120)
+        assert rank.returncode == 0, errors.decode()[-2000:]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(world_size)]
+
+
+def answers(model: LVM, step: int) -> dict[str, object]:
+    """Greedy answers to two prompts, as evaluation in the middle of a run would ask for them."""
+    tokens = generate(model, torch.arange(8).view(2, 4), 4, temperature=0.0).tokens
+    return {"answers": tokens.flatten().tolist(), "training": model.training}
+
+
 if __name__ == "__main__":
     init_file, folder, changes = sys.argv[1:]
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -85,7 +108,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     plan = FakePlan()
     try:
-        _, result = run(Path(folder), plan, **json.loads(changes))
+        _, result = run(Path(folder), plan, answer=answers, **json.loads(changes))
         report = {"step": result.state.step, "read": sorted(set(plan.read)), "next_window": result.state.next_window}
         (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(report))
     finally:

@@ -1,10 +1,7 @@
 """The loop: resumed equals uninterrupted, all rank counts read the same windows, other runs are not continued."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from fake_plan import MODEL, OPTIM, FakePlan, run
+from fake_plan import MODEL, OPTIM, FakePlan, run, start_ranks
 
 import lvm.training.loop as loop
 from lvm.model import LVM
@@ -27,21 +24,6 @@ from lvm.training.parallel import make_loss, make_sharded_loss
 
 def equal(a: LVM, b: LVM) -> bool:
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
-
-
-def start_ranks(folder: Path, world_size: int, **changes: object) -> list[dict]:
-    folder.mkdir(parents=True, exist_ok=True)
-    init_file = folder.parent / f"init-{folder.name}-{len(list(folder.parent.iterdir()))}"
-    command = [sys.executable, str(Path(__file__).with_name("fake_plan.py")), str(init_file), str(folder)]
-    environment = os.environ | {"WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "1"}
-    ranks = [
-        subprocess.Popen([*command, json.dumps(changes)], env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE)
-        for rank in range(world_size)
-    ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=120)
-        assert rank.returncode == 0, errors.decode()[-2000:]
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(world_size)]
 
 
 @pytest.mark.parametrize(("precision", "matrices"), [("fp32", "adamw"), ("bf16", "adamw"), ("bf16", "muon")])
