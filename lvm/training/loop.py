@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 
+from lvm.attention import AttentionName, choose_attention
 from lvm.data import Plan, WindowLoader
 from lvm.model import LVM
 from lvm.runtime import UserError, write_json
@@ -28,7 +29,15 @@ from lvm.runtime.signals import StopFlag
 from lvm.training.answering import Answer, ask
 from lvm.training.bad_steps import BadStepPolicy, BadSteps, Policy, update_unless
 from lvm.training.journal import Journal, LossBySource, peak_flops
-from lvm.training.optim import OptimConfig, clip_gradients, learning_rate, make_optimizer, set_learning_rate
+from lvm.training.optim import (
+    OptimConfig,
+    clip_gradients,
+    learning_rate,
+    make_optimizer,
+    progress,
+    set_learning_rate,
+    with_length,
+)
 from lvm.training.parallel import (
     ANSWER_ROLE,
     PAD_ROLE,
@@ -52,6 +61,7 @@ class TrainerConfig:
     micro_batch_size: int | None = None  # windows a forward pass on one rank; None: batch_size / ranks
     document_mask: bool = False  # attention and positions stay inside a sentence
     loss_on: LossOn = "all"  # all tokens, as published; answers: those of answers alone
+    attention: AttentionName = "auto"  # sdpa, flex or flash: lvm/attention.py; auto: the fastest that can run here
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the device multiplies it in hardware
     compile: Literal["auto"] | bool = "auto"  # auto: torch.compile where it can work, else one line says why not
     share_without_compile: float = 1.0  # share of max_steps and of the schedule to train where compile=auto is off
@@ -137,10 +147,10 @@ def use_compile(wanted: Literal["auto"] | bool) -> bool:
     return False
 
 
-def run_lengths(config: TrainerConfig, optim: OptimConfig, compiled: bool) -> tuple[int, int]:
-    """Steps of the run and of its schedule; fewer where `compile: auto` could not and the config asks for fewer."""
+def run_lengths(config: TrainerConfig, optim: OptimConfig, compiled: bool) -> tuple[int, OptimConfig]:
+    """Steps of the run, and its schedule; fewer where `compile: auto` could not and the config asks for fewer."""
     share = config.share_without_compile if config.compile == "auto" and not compiled else 1.0
-    return math.ceil(config.max_steps * share), math.ceil((optim.schedule_steps or config.max_steps) * share)
+    return math.ceil(config.max_steps * share), with_length(optim, config.max_steps, share)
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -183,13 +193,11 @@ def check_files(plan: Plan, ranks: Distributed) -> None:
     ranks.together(problem)
 
 
-def run_identity(
-    model: LVM, optim: OptimConfig, trainer: TrainerConfig, schedule_steps: int, seed: int
-) -> dict[str, Any]:
+def run_identity(model: LVM, optim: OptimConfig, trainer: TrainerConfig, seed: int) -> dict[str, Any]:
     """What decides the weights beside the plan: a resumed run must agree in all of it."""
     return {
         "model": asdict(model.config),
-        "optim": asdict(optim) | {"schedule_steps": schedule_steps},
+        "optim": asdict(optim),
         "trainer": {
             "batch_size": trainer.batch_size,
             "document_mask": trainer.document_mask,
@@ -286,18 +294,22 @@ def train(
     step that would spoil the weights.
     """
     device, ranks = torch.device(device), Distributed()
+    if optim.batch_warmup:
+        raise UserError("optim.batch_warmup is not read by this loop yet; leave it out")
     check_model_fits_plan(model, plan)
     check_files(plan, ranks)
     size, num_micro = micro_batches(config.batch_size, config.micro_batch_size, ranks.world_size)
     compiled = use_compile(config.compile)
-    max_steps, schedule_steps = run_lengths(config, optim, compiled)
-    identity = run_identity(model, optim, config, schedule_steps, run.seed)
+    max_steps, optim = run_lengths(config, optim, compiled)
+    identity = run_identity(model, optim, config, run.seed)
     num_threads = set_threads(config.num_threads)
 
     with ExitStack() as stack:
         lease = stack.enter_context(held_lease(run.run_dir, ranks))
         flag = stack.enter_context(StopFlag())
         dtype = compute_dtype(config.precision, device)
+        choose_attention(config.attention, device, dtype, config.document_mask)  # refused before the first step
+        model.attention_implementation = config.attention
         model.to(device).train()
         make = make_sharded_loss if ranks.world_size > 1 else make_loss
         loss_of = make(model, dtype, config.document_mask, compiled, config.loss_on)
@@ -359,7 +371,7 @@ def train(
                 by_source.add(nll, source[:, 1:].where(counted(role, config.loss_on), -1))
                 bad_steps.note(number, loss)
             norm = full(clip_gradients(model.parameters(), optim.clip))
-            lr = learning_rate(optim, state.step, schedule_steps)
+            lr = learning_rate(optim, *progress(optim, state.step, state.tokens, targets))
             set_learning_rate(optimizer, lr)
             bad = bad_steps.judge(norm, state, config.batch_size)
             update_unless(optimizer, bad)

@@ -111,7 +111,7 @@ def steps_before(
     device: torch.device,
 ) -> TrainState:
     """Train `model` up to the step before `step`, in a folder that is gone afterwards."""
-    _, schedule_steps = run_lengths(config, optim, use_compile(config.compile))
+    _, optim = run_lengths(config, optim, use_compile(config.compile))
     changed = replace(
         config,
         max_steps=max(1, step - 1),
@@ -133,7 +133,7 @@ def steps_before(
         if start is not None:
             (checkpoints / start.name).symlink_to(start.resolve(), target_is_directory=True)
         options = RunOptions(Path(folder), seed)
-        return train(changed, replace(optim, schedule_steps=schedule_steps), plan, model, options, device).state
+        return train(changed, optim, plan, model, options, device).state
 
 
 def look_at(

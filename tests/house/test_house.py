@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "lvm.cross_entropy": set(),
     "lvm.model": {"lvm.attention", "lvm.cross_entropy"},
     "lvm.interop": {"lvm.model", "lvm.data", "lvm.sentences", "lvm.store", "lvm.sources"},
-    "lvm.training": {"lvm.data", "lvm.model"},
+    "lvm.training": {"lvm.data", "lvm.attention", "lvm.model"},
     "lvm.inference": {"lvm.model", "tokenizer", "lvm.pictures"},
     "lvm.evaluation": {
         "lvm.inference",

@@ -16,7 +16,7 @@ from lvm.model import LVM
 from lvm.runtime import UserError
 from lvm.runtime.checkpoint import list_checkpoints, read_state
 from lvm.runtime.metrics import read_metrics
-from lvm.training import NotFinite, learning_rate, resume
+from lvm.training import NotFinite, resume
 from lvm.training.loop import compute_dtype, micro_batches
 from lvm.training.optim import make_optimizer
 from lvm.training.parallel import make_loss, make_sharded_loss
@@ -238,16 +238,6 @@ def test_without_a_compiler_a_share_of_the_steps_is_trained_and_one_line_says_wh
     assert state["identity"]["optim"]["schedule_steps"] == 7
     with pytest.raises(UserError, match=r"trainer\.compile=true is not possible"):
         run(tmp_path / "other", compile=True)
-
-
-def test_schedules_are_counted_in_optimiser_steps():
-    cosine = replace(OPTIM, lr=1.0, warmup_steps=4, final_share=0.1)
-    rates = [learning_rate(cosine, step, 20) for step in range(30)]
-    assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[12] == pytest.approx(0.55) and rates[20:] == [0.1] * 10
-    wsd = replace(cosine, schedule="wsd", stable_share=0.5, final_share=0.02)
-    rates = [learning_rate(wsd, step, 20) for step in range(30)]
-    assert rates[3:11] == [1.0] * 8 and rates[15] == pytest.approx(0.51) and rates[20] == pytest.approx(0.02)
-    assert sorted(rates[3:], reverse=True) == rates[3:]
 
 
 def test_only_matrices_decay_unless_all_is_asked_for():
