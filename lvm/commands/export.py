@@ -1,6 +1,6 @@
 """Write a run's newest checkpoint as a Hugging Face folder: lvm export RUN_OR_CHECKPOINT OUT [--dtype bfloat16]
 
-OUT holds config.json, generation_config.json and model.safetensors, which transformers' LlamaForCausalLM and
+OUT holds config.json, generation_config.json and model.safetensors, which transformers' AutoModelForCausalLM and
 `LVM.from_pretrained` open.
 """
 

@@ -1,7 +1,8 @@
 """What survives a restart: `TrainState`, the tensors, and the identity that a resumed run must share.
 
 On resume only what does not change the weights may differ (max_steps where the schedule does not depend on it,
-cadences, logger, devices, micro-batch). Anything else is refused, and the difference shown.
+cadences, logger, devices, micro-batch), and how the learning rate falls if it has not begun to. Anything else is
+refused, and the difference shown.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from lvm.data import Plan
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError, build
 from lvm.runtime.checkpoint import load_checkpoint, newest_checkpoint, read_state, verify_checkpoint
-from lvm.training.optim import OptimConfig, Optimizers
+from lvm.training.optim import OptimConfig, Optimizers, only_the_fall_differs, progress
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,12 @@ def restore(
     saved["identity"]["trainer"].setdefault("loss_on", "all")  # what it was before there was a choice
     for group, defaults in (("model", LVMConfig()), ("optim", OptimConfig())):
         saved["identity"][group] = asdict(defaults) | saved["identity"][group]  # as well
+    state = TrainState(**saved["train"])
+    before, now = (build(OptimConfig, side["optim"], "optim") for side in (saved["identity"], identity))
+    if only_the_fall_differs(before, now, progress(before, state.step, state.tokens, 0)[0]):
+        saved["identity"]["optim"] = identity["optim"]
     if lines := differences(saved["identity"], identity):
         raise UserError(f"{path} was trained with other settings: {shown(lines)}; set them back or use another run_dir")
-    state = TrainState(**saved["train"])
     if saved["plan"]["fingerprint"] != plan.fingerprint:
         if not new_plan:
             lines = differences(saved["plan"]["facts"], plan.facts)

@@ -1,11 +1,13 @@
 """Learning rates, windows of a step and Muon: each against its definition written out here."""
 
 import math
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from fake_plan import run
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,6 +84,21 @@ def test_what_has_shaped_the_weights_may_not_change():
     assert not only_the_fall_differs(COSINE, replace(COSINE, schedule_steps=30), 10)
     assert only_the_fall_differs(COSINE, replace(COSINE, schedule_steps=30), 4)
     assert only_the_fall_differs(WSD, replace(WSD, schedule_steps=30), 10)
+
+
+def test_a_branch_of_a_constant_run_is_the_run_that_fell_from_there(tmp_path):
+    trunk = {"schedule": "wsd", "stable_share": 1.0, "schedule_steps": None, "save_every_steps": 2}
+    fall = {"decay_from_step": 4, "decay_steps": 3, "max_steps": 7}
+    run(tmp_path / "trunk", max_steps=4, **trunk)
+    run(tmp_path / "trunk", max_steps=5, **trunk)  # no length of the schedule stands in the way
+    shutil.copytree(
+        tmp_path / "trunk" / "checkpoints" / "step-00000004", tmp_path / "b" / "checkpoints" / "step-00000004"
+    )
+    branch, _ = run(tmp_path / "b", **trunk | fall)
+    whole, _ = run(tmp_path / "whole", **trunk | fall)
+    assert all(torch.equal(a, b) for a, b in zip(branch.parameters(), whole.parameters(), strict=True))
+    with pytest.raises(UserError, match=r"optim\.decay_from_step is 4 and was None"):
+        run(tmp_path / "trunk", **trunk | fall)  # its newest checkpoint is that of step 5
 
 
 @pytest.mark.parametrize(
