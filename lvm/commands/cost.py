@@ -65,7 +65,8 @@ class CostOptions:
 
 def layer_params(config: LVMConfig) -> int:
     d, k = config.hidden_size, config.head_size
-    return 2 * d * k * (config.num_heads + config.num_kv_heads) + 3 * d * config.intermediate_size + 2 * d
+    norms = 2 * d + (2 * k if config.qk_norm else 0)
+    return 2 * d * k * (config.num_heads + config.num_kv_heads) + 3 * d * config.intermediate_size + norms
 
 
 def gathered_bytes(config: LVMConfig, ranks: int) -> int:
