@@ -44,7 +44,8 @@ def replay_run(run_dir: Path, step: int | None) -> Replay:
     optim = build(OptimConfig, config["optim"], "optim")
     wanted = "cuda" if torch.cuda.is_available() and trainer.accelerator != "cpu" else "cpu"
     model = new_model(config, plan)
-    return replay(trainer, optim, plan, model, run_dir, step, record, config["seed"], wanted)
+    init_from = Path(config["init_from"]) if config.get("init_from") else None
+    return replay(trainer, optim, plan, model, run_dir, step, record, config["seed"], wanted, init_from)
 
 
 def bad_step(run_dir: Path, step: int | None) -> tuple[int, dict[str, Any]]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from lvm.data import Plan, TokenPlan, held_out_plan, open_plan
@@ -70,11 +71,14 @@ def tokenizer_of(name: str | None, fingerprint: str, who: str) -> Any:
     return vqgan
 
 
-def new_model(config: dict[str, Any], plan: Plan) -> LVM:
-    """The model as a run of this config begins."""
+def new_model(config: dict[str, Any], plan: Plan, empty: bool = False) -> LVM:
+    """The model as a run of this config begins; with `empty` on the meta device, for `train` to fill once sharded."""
     fingerprint = plan.tokenizer_fingerprint
-    model_config = build(LVMConfig, config["model"], "model")
-    model = LVM(replace(model_config, tokenizer_fingerprint=fingerprint), config["seed"])
+    model_config = replace(build(LVMConfig, config["model"], "model"), tokenizer_fingerprint=fingerprint)
+    if empty and not config["codebook_start"]:
+        with torch.device("meta"):
+            return LVM(model_config)
+    model = LVM(model_config, config["seed"])
     if config["codebook_start"]:
         codebook = tokenizer_of(config["vqgan"], fingerprint, "codebook_start=true").quantize.embedding.weight
         model.start_from_codebook(codebook.detach(), config["seed"])
@@ -117,8 +121,10 @@ def train_config(overrides: Sequence[str]) -> TrainResult:
     fabric.launch()
     try:
         plan = open_plan(fill_world_store(config, Distributed()))
-        model = new_model(config, plan)
-        run = RunOptions(run_dir, config["seed"], config["data"]["new_plan"], config=config, **config["logger"])
+        model = new_model(config, plan, empty=True)
+        start = Path(config["init_from"]) if config["init_from"] else None
+        options = {"init_from": start, "new_plan": config["data"]["new_plan"], "config": config}
+        run = RunOptions(run_dir, config["seed"], **options, **config["logger"])
         held_out, answer = evaluation(config, trainer, model.config, plan, run_dir)
         result = train(trainer, optim, plan, model, run, fabric.device, held_out, answer)
         if fabric.is_global_zero:

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from lvm.data import Plan, WindowLoader
 from lvm.model import LVM
 from lvm.runtime import UserError, write_json
 from lvm.runtime.checkpoint import CheckpointWriter, newest_checkpoint
-from lvm.runtime.distributed import Distributed, StopAgreement
+from lvm.runtime.distributed import Distributed, PeerWatch, StopAgreement, lost_peers_named
 from lvm.runtime.lease import held_lease
 from lvm.runtime.machine import bf16_is_fast, compile_problem, git_commit, machine_description, set_threads
 from lvm.runtime.signals import StopFlag
@@ -43,14 +43,17 @@ from lvm.training.parallel import (
     PAD_ROLE,
     LossFunction,
     LossOn,
+    ParallelConfig,
     counted,
+    data_rank,
     full,
-    make_loss,
-    make_sharded_loss,
+    loss_on_mesh,
+    make_mesh,
     reduce_gradients_on,
 )
 from lvm.training.profiling import Profiling
 from lvm.training.resume import TrainState, restore, run_tensors, saved_state
+from lvm.training.start import draw_weights, find_start, load_start
 from lvm.training.validation import Validation
 
 
@@ -76,6 +79,10 @@ class TrainerConfig:
     profile_steps: tuple[int, int] | None = None  # first and last step to trace, RUN/profile
     memory_snapshot: bool = False  # of the GPU, written at the end or when memory runs out, RUN/profile
     keep_checkpoints: int = 2  # the newest ones
+    keep_every_steps: int = 0  # checkpoints of these steps are kept for ever; 0: none
+    keep_best: int = 0  # those of the lowest validation loss are kept too
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)  # shards, copies, recomputation
+    peer_timeout_seconds: float = 45.0  # silence after which a rank counts as lost and all end; 0: wait for ever
     loader_workers: int = 0  # processes that prepare windows, a rank; 0: a thread, see lvm/data/loader.py
     num_threads: int | None = None  # of torch on the CPU, a rank; None: the cores shared among this machine's ranks
     accelerator: str = "auto"  # auto, cpu, cuda
@@ -107,6 +114,7 @@ class RunOptions:
 
     run_dir: Path
     seed: int = 0  # of the initial weights
+    init_from: Path | None = None  # weights to start from: Hugging Face folder, run, checkpoint; not read on resuming
     new_plan: bool = False  # continue a checkpoint of another plan at window 0 of this one
     wandb: dict[str, Any] | None = None  # arguments of wandb.init; None: JSON lines alone
     tensorboard: bool = False  # events for TensorBoard too
@@ -193,8 +201,13 @@ def check_files(plan: Plan, ranks: Distributed) -> None:
     ranks.together(problem)
 
 
-def run_identity(model: LVM, optim: OptimConfig, trainer: TrainerConfig, seed: int) -> dict[str, Any]:
-    """What decides the weights beside the plan: a resumed run must agree in all of it."""
+def run_identity(
+    model: LVM, optim: OptimConfig, trainer: TrainerConfig, run: RunOptions, dtype: torch.dtype
+) -> dict[str, Any]:
+    """What decides the weights beside the plan: a resumed run must agree in all of it.
+
+    Not in it is what changes rounding alone: ranks, micro-batches, threads, compilation, recomputation, kernels.
+    """
     return {
         "model": asdict(model.config),
         "optim": asdict(optim),
@@ -202,8 +215,10 @@ def run_identity(model: LVM, optim: OptimConfig, trainer: TrainerConfig, seed: i
             "batch_size": trainer.batch_size,
             "document_mask": trainer.document_mask,
             "loss_on": trainer.loss_on,
+            "precision": "bf16" if dtype == torch.bfloat16 else "fp32",
         },
-        "seed": seed,
+        "seed": run.seed,
+        "init_from": None if run.init_from is None else str(run.init_from),
     }
 
 
@@ -301,23 +316,32 @@ def train(
     size, num_micro = micro_batches(config.batch_size, config.micro_batch_size, ranks.world_size)
     compiled = use_compile(config.compile)
     max_steps, optim = run_lengths(config, optim, compiled)
-    identity = run_identity(model, optim, config, run.seed)
+    dtype = compute_dtype(config.precision, device)
+    choose_attention(config.attention, device, dtype, config.document_mask)  # refused before the first step
+    mesh = make_mesh(config.parallel, ranks.world_size, device.type)
+    identity = run_identity(model, optim, config, run, dtype)
     num_threads = set_threads(config.num_threads)
 
     with ExitStack() as stack:
+        stack.enter_context(lost_peers_named(ranks))
         lease = stack.enter_context(held_lease(run.run_dir, ranks))
+        release = lease.release if lease is not None else lambda: None
+        stack.enter_context(PeerWatch(ranks, config.peer_timeout_seconds, release))
         flag = stack.enter_context(StopFlag())
-        dtype = compute_dtype(config.precision, device)
-        choose_attention(config.attention, device, dtype, config.document_mask)  # refused before the first step
-        model.attention_implementation = config.attention
-        model.to(device).train()
-        make = make_sharded_loss if ranks.world_size > 1 else make_loss
-        loss_of = make(model, dtype, config.document_mask, compiled, config.loss_on)
-        optimizer = make_optimizer(model, optim)
-
         folder = run.run_dir / "checkpoints"
-        writer = CheckpointWriter(folder, lease, config.keep_checkpoints)
         newest = ranks.broadcast(newest_checkpoint(folder) if ranks.is_main else None)
+        start_weights = None if newest is not None else find_start(run.init_from, ranks)
+        empty = next(model.parameters()).is_meta
+        model.attention_implementation = config.attention
+        loss_of = loss_on_mesh(
+            model.train(), device, mesh, dtype, config.document_mask, compiled, config.loss_on, config.parallel
+        )
+        if start_weights is not None:
+            load_start(start_weights, model)
+        elif newest is None and empty:
+            draw_weights(model, run.seed)
+        optimizer = make_optimizer(model, optim)
+        writer = CheckpointWriter(folder, lease, config.keep_checkpoints, config.keep_every_steps, config.keep_best)
         state = TrainState()
         if newest is not None:
             state = restore(newest, model, optimizer, identity, plan, run.new_plan)
@@ -334,7 +358,7 @@ def train(
                 size,
                 state.next_window,
                 num_micro,
-                ranks.rank,
+                data_rank(mesh),
                 ranks.world_size,
                 pin=device.type == "cuda",
                 workers=config.loader_workers,
@@ -365,7 +389,7 @@ def train(
                 tokens, role, source = (
                     batch[key].to(device, non_blocking=True) for key in ("tokens", "role", "source")
                 )
-                reduce_gradients_on(model, number == num_micro - 1)
+                reduce_gradients_on(model, number == num_micro - 1, config.parallel.reduce_every_micro_batch)
                 loss, nll = loss_of(tokens, role, torch.full((), float(max(targets, 1)), device=device))
                 loss.backward()
                 by_source.add(nll, source[:, 1:].where(counted(role, config.loss_on), -1))

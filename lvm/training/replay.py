@@ -19,10 +19,12 @@ from lvm.data.loader import to_batch
 from lvm.model import LVM
 from lvm.runtime import UserError
 from lvm.runtime.checkpoint import list_checkpoints, read_state, verify_checkpoint
+from lvm.runtime.distributed import Distributed
 from lvm.training.loop import RunOptions, TrainerConfig, compute_dtype, run_lengths, train, use_compile
 from lvm.training.optim import OptimConfig
 from lvm.training.parallel import counted, make_loss
 from lvm.training.resume import TrainState
+from lvm.training.start import find_start, load_start
 
 MOST_NAMED = 3  # windows, where all are finite
 
@@ -67,6 +69,7 @@ def replay(
     record: Mapping[str, Any],
     seed: int = 0,
     device: torch.device | str = "cpu",
+    init_from: Path | None = None,
 ) -> Replay:
     """Make the steps before `step` again and look at its windows one by one; `model` is that of the run's start.
 
@@ -76,7 +79,7 @@ def replay(
     if record and record["plan"] != plan.fingerprint:
         raise UserError(f"the data of {run_dir} changed since step {step}: the plan is another; set the stores back")
     start = newest_before(run_dir, step)
-    state = steps_before(config, optim, plan, model, start, step, record, seed, device)
+    state = steps_before(config, optim, plan, model, start, step, record, seed, device, init_from)
     first = int(record["first_window"]) if record else state.next_window
     last = int(record["last_window"]) if record else first + config.batch_size - 1
     dtype = compute_dtype(config.precision, device)
@@ -109,6 +112,7 @@ def steps_before(
     record: Mapping[str, Any],
     seed: int,
     device: torch.device,
+    init_from: Path | None,
 ) -> TrainState:
     """Train `model` up to the step before `step`, in a folder that is gone afterwards."""
     _, optim = run_lengths(config, optim, use_compile(config.compile))
@@ -117,6 +121,7 @@ def steps_before(
         max_steps=max(1, step - 1),
         share_without_compile=1.0,
         micro_batch_size=record.get("micro_batch_size", config.micro_batch_size),
+        parallel=replace(config.parallel, shard="auto", replicate=1),
         save_every_steps=0,
         validate_every_steps=0,
         answer_every_steps=0,
@@ -126,13 +131,15 @@ def steps_before(
     )
     if step == 1:
         model.to(device).train()
+        if (weights := find_start(init_from, Distributed())) is not None:
+            load_start(weights, model)
         return TrainState()
     with TemporaryDirectory(prefix="replay-") as folder:
         checkpoints = Path(folder) / "checkpoints"
         checkpoints.mkdir()
         if start is not None:
             (checkpoints / start.name).symlink_to(start.resolve(), target_is_directory=True)
-        options = RunOptions(Path(folder), seed)
+        options = RunOptions(Path(folder), seed, init_from=init_from)
         return train(changed, optim, plan, model, options, device).state
 
 

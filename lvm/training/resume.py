@@ -59,6 +59,8 @@ def restore(
     """Read a checkpoint in place. Raises `UserError`, showing what differs, for a checkpoint of another run."""
     saved = read_state(path)
     saved["identity"]["trainer"].setdefault("loss_on", "all")  # what it was before there was a choice
+    saved["identity"].setdefault("init_from", None)
+    saved["identity"]["trainer"].setdefault("precision", identity["trainer"]["precision"])  # was not written down
     for group, defaults in (("model", LVMConfig()), ("optim", OptimConfig())):
         saved["identity"][group] = asdict(defaults) | saved["identity"][group]  # as well
     state = TrainState(**saved["train"])

@@ -37,8 +37,7 @@ def poisoned(make):
 
 if __name__ == "__main__":
     lvm.commands.train.open_plan = lvm.commands.replay.open_plan = open_plan
-    for module in (lvm.training.loop, lvm.training.replay):
-        module.make_loss = poisoned(module.make_loss)
-    lvm.training.loop.make_sharded_loss = poisoned(lvm.training.loop.make_sharded_loss)
+    lvm.training.loop.loss_on_mesh = poisoned(lvm.training.loop.loss_on_mesh)
+    lvm.training.replay.make_loss = poisoned(lvm.training.replay.make_loss)
     verb = {"train": lvm.commands.train, "replay": lvm.commands.replay}[sys.argv[2]]
     lvm.runtime.exit_with_one_line(lambda: verb.main(sys.argv[3:]))

@@ -23,6 +23,7 @@ from lvm.training.optim import make_optimizer
 from lvm.training.replay import replay
 
 FAULTY = Path(__file__).with_name("faulty.py")
+from lvm.training.parallel import make_loss
 
 
 def poison(monkeypatch, *windows):
@@ -42,8 +43,8 @@ def poison(monkeypatch, *windows):
 
         return made
 
-    monkeypatch.setattr(loop, "make_loss", poisoned(loop.make_loss))
-    monkeypatch.setattr("lvm.training.replay.make_loss", poisoned(loop.make_loss))
+    monkeypatch.setattr(loop, "loss_on_mesh", poisoned(loop.loss_on_mesh))
+    monkeypatch.setattr("lvm.training.replay.make_loss", poisoned(make_loss))
 
 
 def weights(model):

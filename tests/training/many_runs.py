@@ -1,0 +1,89 @@
+"""A process of several runs in a row on many ranks: one start of the ranks pays for many tests.
+
+RANK=0 WORLD_SIZE=2 python many_runs.py INIT_FILE '[{"weights": [1, 2]}, {"folder": "a", "max_steps": 4}]'
+"""
+
+import hashlib
+import json
+import os
+import resource
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from fake_plan import MODEL, FakePlan, run
+
+from lvm.model import LVM, LVMConfig
+from lvm.runtime import exit_with_one_line
+from lvm.training.parallel import ParallelConfig, loss_on_mesh, make_mesh
+from lvm.training.start import draw_weights
+
+LARGE = LVMConfig(hidden_size=512, intermediate_size=1408, num_layers=16, num_heads=8)  # 60M parameters
+
+
+def drawn(config: LVMConfig, replicate: int) -> LVM:
+    """A model that was sharded while it was empty, and then filled."""
+    parallel = ParallelConfig(replicate=replicate)
+    mesh = make_mesh(parallel, dist.get_world_size(), "cpu")
+    with torch.device("meta"):
+        model = LVM(config)
+    loss_on_mesh(model, torch.device("cpu"), mesh, torch.float32, False, False, "all", parallel)
+    draw_weights(model, 1)
+    return model
+
+
+def digest(model: LVM) -> str:
+    """Of all weights, whole."""
+    weights = [getattr(p.detach(), "full_tensor", p.detach)() for p in model.parameters()]
+    return hashlib.sha256(b"".join(weight.numpy().tobytes() for weight in weights)).hexdigest()
+
+
+def grown_by_large_model() -> float:
+    """Peak memory of this process as a share of the model's, while the model is made, sharded over all ranks."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model = drawn(LARGE, replicate=1)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / (4 * model.num_params())
+
+
+class Killed(FakePlan):
+    """Rank 1 of a run on this plan is sent a signal when it reads a window."""
+
+    def __init__(self, at: int, number: int):
+        super().__init__()
+        self.at, self.number = at, number
+
+    def windows(self, i, n):
+        if i >= self.at and dist.get_rank() == 1:
+            os.kill(os.getpid(), self.number)
+        return super().windows(i, n)
+
+
+def do(job: dict) -> object:
+    if "large" in job:
+        return grown_by_large_model()
+    if "weights" in job:
+        return [digest(drawn(MODEL, replicate)) for replicate in job["weights"]]
+    plan = Killed(*job.pop("signal")) if "signal" in job else FakePlan()
+    job["parallel"] = ParallelConfig(**job.get("parallel", {}))
+    _, result = run(Path(job.pop("folder")), plan, **job)
+    return {"step": result.state.step, "read": sorted(set(plan.read))}
+
+
+def main() -> None:
+    init_file, jobs = sys.argv[1:]
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(
+        "gloo", f"file://{init_file}", rank=rank, world_size=world_size, timeout=timedelta(seconds=120)
+    )
+    torch.set_num_threads(1)
+    try:
+        reports = [do(job) for job in json.loads(jobs)]
+        Path(f"{init_file}-{rank}.json").write_text(json.dumps(reports))
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    exit_with_one_line(main)

@@ -1,0 +1,236 @@
+"""Any mesh, recomputation and accumulation learn what one rank learns; a lost rank ends all with one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from fake_plan import MODEL, FakePlan, run
+from many_runs import digest
+from safetensors.torch import load_file
+
+import lvm.training.loop as loop
+from lvm.model import LVM
+from lvm.runtime import UserError
+from lvm.runtime.checkpoint import list_checkpoints, read_manifest
+from lvm.runtime.metrics import read_metrics
+from lvm.training.parallel import ParallelConfig, make_loss, make_mesh
+
+ROOT = Path(__file__).parents[2]
+STEPS = {"max_steps": 5, "batch_size": 8, "log_every_steps": 1}
+ONE_AT_A_TIME = {"micro_batch_size": 1}
+# Every two settings that could meet do so in some row; each is trained on four ranks and on one.
+TABLE = [
+    ({}, {"precision": "fp32", "matrices": "adamw"}),
+    (
+        {"replicate": 2, "activation_checkpointing": "selective", "reduce_every_micro_batch": True},
+        {"precision": "bf16", "matrices": "adamw", "document_mask": True, "loss_on": "answers"} | ONE_AT_A_TIME,
+    ),
+    (
+        {"replicate": 4, "activation_checkpointing": "full", "reshard_after_forward": False},
+        {"precision": "fp32", "matrices": "adamw", "document_mask": True} | ONE_AT_A_TIME,
+    ),
+    ({"replicate": 2, "prefetch": 2}, {"precision": "bf16", "matrices": "muon", "loss_on": "answers"}),
+    (
+        {"activation_checkpointing": "full", "prefetch": 0},
+        {"precision": "bf16", "matrices": "muon", "document_mask": True} | ONE_AT_A_TIME,
+    ),
+    ({"replicate": 4, "activation_checkpointing": "selective"}, {"precision": "bf16", "matrices": "adamw"}),
+    (
+        {"replicate": 2, "activation_checkpointing": "full", "reduce_every_micro_batch": True, "prefetch": 2},
+        {"precision": "fp32", "matrices": "muon", "loss_on": "answers"} | ONE_AT_A_TIME,
+    ),
+    (
+        {"activation_checkpointing": "selective", "reshard_after_forward": False},
+        {"precision": "fp32", "matrices": "muon", "document_mask": True, "loss_on": "answers"},
+    ),
+]
+TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
+
+
+def start(folder: Path, world_size: int, jobs: list[dict]) -> list[subprocess.Popen]:
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(Path(__file__).with_name("many_runs.py")), str(folder / "init"), json.dumps(jobs)]
+    environment = os.environ | {"WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "1"}
+    return [
+        subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(world_size)
+    ]
+
+
+def on_ranks(folder: Path, world_size: int, jobs: list[dict]) -> list[list]:
+    """What each job said, on each rank: [job][rank]."""
+    for rank in start(folder, world_size, jobs):
+        _, errors = rank.communicate(timeout=240)
+        assert rank.returncode == 0, errors[-2000:]
+    reports = [json.loads((folder / f"init-{rank}.json").read_text()) for rank in range(world_size)]
+    return [list(of_ranks) for of_ranks in zip(*reports)]
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in read_metrics(folder / "metrics") if "loss" in record]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """One start of two ranks, a run on one between, one start of four: (folder, reports of two, reports of four)."""
+    folder = tmp_path_factory.mktemp("ranks")
+    moved = {"folder": str(folder / "moved"), "precision": "fp32", "log_every_steps": 1}
+    bits = {"precision": "bf16", "save_every_steps": 3}
+    two = on_ranks(
+        folder / "two",
+        2,
+        [
+            {"weights": [1, 2]},
+            {"folder": str(folder / "whole"), "max_steps": 6} | bits,
+            {"folder": str(folder / "parts"), "max_steps": 3} | bits,
+            {"folder": str(folder / "parts"), "max_steps": 6} | bits,
+            moved | {"max_steps": 2},
+        ],
+    )
+    run(folder / "moved", max_steps=4, precision="fp32", log_every_steps=1)
+    rows = [
+        {"folder": str(folder / f"row-{i}"), "parallel": parallel} | STEPS | settings
+        for i, (parallel, settings) in enumerate(TABLE)
+    ]
+    jobs = [{"large": True}, {"weights": [1, 2, 4]}, moved | {"max_steps": 6}, *rows]
+    return folder, two, on_ranks(folder / "four", 4, jobs)
+
+
+@pytest.mark.parametrize("row", range(len(TABLE)))
+def test_four_ranks_learn_what_one_learns(launched, tmp_path, row):
+    folder, _, _ = launched
+    settings = {key: value for key, value in TABLE[row][1].items() if key != "micro_batch_size"}
+    run(tmp_path, **STEPS, **settings)
+    expected = losses(tmp_path)
+    assert len(expected) == 5 and expected[-1] < expected[0] * 0.95
+    assert losses(folder / f"row-{row}") == pytest.approx(expected, rel=TOLERANCE[settings["precision"]])
+
+
+def test_initial_weights_are_the_same_on_any_mesh(launched):
+    _, two, four = launched
+    hashes = {value for of_ranks in (two[0], four[1]) for values in of_ranks for value in values}
+    assert hashes == {digest(LVM(MODEL, 1))}
+
+
+def test_no_rank_holds_a_large_model_while_it_is_made(launched):
+    _, _, four = launched
+    assert max(four[0]) < 0.5, four[0]  # a quarter is its own; the largest tensor is 7%
+
+
+def test_a_run_resumed_on_two_ranks_has_the_bits_of_an_uninterrupted_one(launched):
+    folder, _, _ = launched
+    whole, parts = (folder / name / "checkpoints" / "step-00000006" / "tensors" for name in ("whole", "parts"))
+    files = sorted(path.name for path in whole.iterdir())
+    assert len(files) == 2
+    for file in files:
+        expected, tensors = load_file(whole / file), load_file(parts / file)
+        assert expected.keys() == tensors.keys()
+        assert [key for key in expected if not torch.equal(expected[key], tensors[key])] == []
+
+
+def test_a_run_moved_from_two_ranks_to_one_to_four_reads_the_same_windows(launched, tmp_path):
+    folder, two, four = launched
+    assert min(two[-1][0]["read"]) == 0 and [report["step"] for report in four[2]] == [6] * 4
+    read = [set(report["read"]) for report in four[2]]
+    assert set(range(16, 24)) <= set.union(*read) and min(set.union(*read)) == 16
+    assert sum(map(len, read)) == len(set.union(*read))  # none by two ranks
+    run(tmp_path, max_steps=6, precision="fp32", log_every_steps=1)
+    assert losses(folder / "moved") == pytest.approx(losses(tmp_path), rel=1e-5)
+
+
+def test_a_mesh_that_is_not_the_number_of_ranks_is_refused_with_a_remedy():
+    with pytest.raises(UserError, match=r"replicate 3 x shard 1 is not the number of ranks, 4; use .*replicate=1"):
+        make_mesh(ParallelConfig(replicate=3), 4, "cpu")
+    with pytest.raises(UserError, match=r"trainer\.parallel\.replicate is 0; use 1 or more"):
+        ParallelConfig(replicate=0)
+    assert make_mesh(ParallelConfig(), 1, "cpu") is None
+
+
+@pytest.mark.parametrize("kind", ["selective", "full"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputation_changes_no_bit_and_keeps_less(kind, dtype):
+    tokens, role = torch.randint(20, (4, 17)), torch.zeros(4, 17, dtype=torch.int8)
+    gradients, kept = [], []
+    for chosen in ("none", kind):
+        model = LVM(replace(MODEL, num_layers=4), 1)
+        loss_of = make_loss(model, dtype, True, False, "all", ParallelConfig(activation_checkpointing=chosen))
+        kept.append(kept_bytes(loss_of, tokens, role))
+        loss_of(tokens, role, torch.tensor(64.0))[0].backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*gradients, strict=True))
+    assert kept[1] < 0.5 * kept[0]
+
+
+def kept_bytes(loss_of, tokens, role) -> int:
+    """Bytes of distinct tensors that autograd keeps for the backward pass, weights not counted."""
+    seen = {}
+
+    def note(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss_of(tokens, role, torch.tensor(64.0))
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize(
+    ("number", "timeout"), [(signal.SIGKILL, 45.0), (signal.SIGSTOP, 3.0)], ids=["killed", "silent"]
+)
+def test_a_lost_rank_ends_the_other_with_one_line(tmp_path, number, timeout):
+    job = {"folder": str(tmp_path / "run"), "max_steps": 500, "save_every_steps": 2, "signal": [40, int(number)]}
+    first, second = start(tmp_path, 2, [job | {"peer_timeout_seconds": timeout}])
+    try:
+        _, errors = first.communicate(timeout=60)
+        assert first.returncode == 2
+        lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and f"rank 1 (pid {second.pid} on " in lines[0] and "continues the run" in lines[0]
+        assert "Traceback" not in errors
+    finally:
+        second.kill()
+        second.communicate()
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")
+    _, result = run(tmp_path / "run", FakePlan(), max_steps=12)  # the lease was given back, or its holder is dead
+    assert result.state.step == 12
+
+
+@pytest.mark.parametrize("how", ["devices", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_the_command_trains_on_two_ranks_and_goes_on_with_one(small, tmp_path, how):
+    overrides = [o for o in small[0] if not o.startswith("run_dir=")] + [f"run_dir={tmp_path / 'run'}"]
+    overrides += ["trainer.accelerator=cpu", "trainer.log_every_steps=1"]
+    python = {
+        "devices": [sys.executable],
+        "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    }[how]
+    command = [*python, str(ROOT / "train.py"), *overrides, "trainer.devices=2", "trainer.max_steps=2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (checkpoint,) = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert read_manifest(checkpoint)["world_size"] == 2
+    from lvm.commands import train
+
+    assert train.main([*overrides, "trainer.max_steps=4"]) == 0
+    alone = [o for o in overrides if not o.startswith("run_dir=")] + [f"run_dir={tmp_path / 'alone'}"]
+    assert train.main([*alone, "trainer.max_steps=4"]) == 0
+    moved, expected = losses(tmp_path / "run"), losses(tmp_path / "alone")
+    assert len(moved) == 4 and moved == pytest.approx(expected, rel=1e-2)  # bf16 where the machine has it
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(loop.compile_problem() is not None, reason="torch.compile cannot be used here")
+@pytest.mark.timeout(900)
+def test_compiled_blocks_learn_what_uncompiled_ones_learn(tmp_path):
+    row = {"precision": "bf16", "document_mask": True} | STEPS
+    parallel = {"activation_checkpointing": "selective"}
+    job = {"folder": str(tmp_path / "compiled"), "compile": True, "parallel": parallel} | row
+    on_ranks(tmp_path / "ranks", 2, [job])
+    run(tmp_path / "eager", **row)
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=TOLERANCE["bf16"])
