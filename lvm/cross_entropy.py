@@ -65,15 +65,13 @@ class _WeightedNLL(torch.autograd.Function):
         grad_weight = torch.zeros_like(padded, dtype=torch.float32)
         nlls, grads = [], []
         for xs, ts, ws in zip(x.split(rows), targets.split(rows), target_weights.split(rows)):
-            logits = F.linear(xs, padded).float()
-            if len(padded) > len(weight):
-                logits = torch.where(column < len(weight), logits, float("-inf"))
-            logsumexp = logits.logsumexp(-1)
-            nll = logsumexp - logits.gather(1, ts[:, None])[:, 0]
+            logits = F.linear(xs, padded)
+            logsumexp = logits[:, : len(weight)].float().logsumexp(-1)
+            nll = logsumexp - logits.gather(1, ts[:, None])[:, 0].float()
             nlls.append(nll)
             total = total + (ws * (nll + z_loss * logsumexp.square())).sum()
             if with_gradients:
-                softmax = (logits - logsumexp[:, None]).exp()
+                softmax = torch.where(column < len(weight), (logits.float() - logsumexp[:, None]).exp(), 0.0)
                 grad = softmax * (ws * (1 + 2 * z_loss * logsumexp))[:, None]
                 grad = (grad - torch.where(column == ts[:, None], ws[:, None], 0.0)).to(x.dtype)
                 grads.append(grad @ padded)
