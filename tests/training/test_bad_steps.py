@@ -20,10 +20,10 @@ from lvm.runtime.metrics import read_metrics
 from lvm.training import NotFinite, TrainState
 from lvm.training.bad_steps import LEAST_NORMS, BadStepPolicy, BadSteps, update_unless
 from lvm.training.optim import make_optimizer
+from lvm.training.parallel import make_loss
 from lvm.training.replay import replay
 
 FAULTY = Path(__file__).with_name("faulty.py")
-from lvm.training.parallel import make_loss
 
 
 def poison(monkeypatch, *windows):
