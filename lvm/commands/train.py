@@ -105,6 +105,7 @@ def evaluation(
 def train_config(overrides: Sequence[str]) -> TrainResult:
     """Compose configs/train.yaml with `overrides` and train; every rank of a launched job calls it alike."""
     from lightning.fabric import Fabric
+    from lightning.fabric.strategies.launchers import subprocess_script
 
     # `tokenizer` is a folder of configs, whose files Hydra would look for.
     composed = [re.sub(r"^tokenizer=", "vqgan=", override) for override in overrides]
@@ -118,6 +119,8 @@ def train_config(overrides: Sequence[str]) -> TrainResult:
     fabric = Fabric(
         accelerator=trainer.accelerator, strategy=strategy, devices=trainer.devices, num_nodes=trainer.num_nodes
     )
+    # Lightning would kill rank 0 without a word when another rank ends; `lost_peers_named` says it instead.
+    subprocess_script._launch_process_observer = lambda child_processes: None
     fabric.launch()
     try:
         plan = open_plan(fill_world_store(config, Distributed()))

@@ -95,10 +95,14 @@ def find_checkpoint(path: Path) -> Path:
     return found
 
 
+def config_of_run(checkpoint: Path) -> LVMConfig:
+    return build(LVMConfig, read_state(checkpoint)["identity"]["model"], str(checkpoint))
+
+
 def model_of_run(path: Path) -> LVM:
     """The model of a run's newest checkpoint, or of this one, on the CPU in float32. Raises `UserError`."""
     checkpoint = find_checkpoint(Path(path))
-    config = build(LVMConfig, read_state(checkpoint)["identity"]["model"], str(checkpoint))
+    config = config_of_run(checkpoint)
     with torch.device("meta"):
         model = LVM(config)
     model = model.to_empty(device="cpu")

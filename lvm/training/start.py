@@ -14,10 +14,10 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lvm.model import LVM, LVMConfig, config_from_hugging_face, hugging_face_name, initial_weight
-from lvm.runtime import UserError, build, read_json
-from lvm.runtime.checkpoint import load_tensors, read_state
+from lvm.runtime import UserError, read_json
+from lvm.runtime.checkpoint import load_tensors
 from lvm.runtime.distributed import Distributed
-from lvm.training.resume import differences, find_checkpoint, shown
+from lvm.training.resume import config_of_run, differences, find_checkpoint, shown
 
 # What may differ from the model whose weights are taken: they fit, and mean the same.
 _FREE = ("max_position", "z_loss", "tokens_per_picture", "prompt_bos", "tokenizer_fingerprint")
@@ -69,7 +69,7 @@ def load_start(path: Path, model: LVM) -> None:
     """
     of_run = (path / "manifest.json").is_file()
     if of_run:
-        config = build(LVMConfig, read_state(path)["identity"]["model"], str(path))
+        config = config_of_run(path)
         folder, stored_name = path / "tensors", lambda name: f"model.{name}"
     else:
         config = config_from_hugging_face(read_json(path / "config.json"), str(path / "config.json"))

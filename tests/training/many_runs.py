@@ -67,6 +67,8 @@ def do(job: dict) -> object:
         return [digest(drawn(MODEL, replicate)) for replicate in job["weights"]]
     plan = Killed(*job.pop("signal")) if "signal" in job else FakePlan()
     job["parallel"] = ParallelConfig(**job.get("parallel", {}))
+    if "init_from" in job:
+        job["init_from"] = Path(job["init_from"])
     _, result = run(Path(job.pop("folder")), plan, **job)
     return {"step": result.state.step, "read": sorted(set(plan.read))}
 

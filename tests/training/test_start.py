@@ -1,0 +1,229 @@
+"""What a run starts from: weights of a seed, of a Hugging Face folder, of a run; and what is passed over on the way."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from fake_plan import MODEL, FakePlan, run
+from safetensors.torch import load_file, save_file
+from test_parallel import on_ranks
+
+from lvm.commands.export import export
+from lvm.model import LVM, LVMConfig
+from lvm.runtime import UserError
+from lvm.runtime.checkpoint import CheckpointWriter, list_checkpoints, load_checkpoint
+from lvm.runtime.distributed import Distributed
+from lvm.runtime.metrics import read_metrics
+from lvm.training import model_of_run
+from lvm.training.start import find_start, load_start
+
+STILL = {"max_steps": 1, "lr": 1e-9, "warmup_steps": 0, "weight_decay": 0.0, "precision": "fp32", "log_every_steps": 1}
+
+
+def first_loss(folder: Path) -> float:
+    return read_metrics(folder / "metrics")[0]["loss"]
+
+
+def loss_of(model: LVM) -> float:
+    """Of the first step's windows."""
+    window = FakePlan().windows(0, 4)
+    nll = model.nll(torch.from_numpy(window.tokens)).detach()
+    return float(nll[torch.from_numpy(window.role[:, 1:] != 3)].mean())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run, and its model as a Hugging Face folder of several bf16 files."""
+    folder = tmp_path_factory.mktemp("trained")
+    run(folder / "run", max_steps=6, precision="fp32")
+    export(folder / "run", folder / "hf", torch.bfloat16, shard_bytes=8000)
+    assert len(list((folder / "hf").glob("*.safetensors"))) > 2
+    return folder
+
+
+@pytest.mark.parametrize("name", ["run", "hf", "run/checkpoints/step-00000006"])
+def test_a_run_starts_at_step_0_from_trained_weights(trained, tmp_path, name):
+    _, result = run(tmp_path, init_from=trained / name, **STILL)
+    expected = model_of_run(trained / "run") if name != "hf" else LVM.from_pretrained(trained / "hf")
+    assert result.state.step == 1 and result.state.next_window == 4
+    assert first_loss(tmp_path) == pytest.approx(loss_of(expected), rel=1e-5)
+    assert first_loss(tmp_path) < 0.97 * loss_of(LVM(MODEL, 1))
+
+
+def test_ranks_read_their_parts_and_a_resumed_run_reads_none(trained, tmp_path):
+    shutil.copytree(trained / "hf", tmp_path / "hf")
+    job = {"folder": str(tmp_path / "run"), "init_from": str(tmp_path / "hf"), "parallel": {"replicate": 1}} | STILL
+    on_ranks(tmp_path / "ranks", 2, [job])
+    assert first_loss(tmp_path / "run") == pytest.approx(loss_of(LVM.from_pretrained(tmp_path / "hf")), rel=1e-5)
+    shutil.rmtree(tmp_path / "hf")
+    _, result = run(tmp_path / "run", init_from=tmp_path / "hf", **STILL | {"max_steps": 2, "schedule_steps": 20})
+    assert result.state.step == 2
+    with pytest.raises(UserError, match=r"init_from is None and was .*hf"):
+        run(tmp_path / "run", **STILL | {"max_steps": 3})
+
+
+def test_weights_of_another_model_are_refused_with_the_difference(trained, tmp_path):
+    start = lambda **changes: run(tmp_path / "new", init_from=trained / "hf", **changes)
+    with pytest.raises(UserError, match=r"holds another model: model.hidden_size is 64 and was 32"):
+        start(hidden_size=64)
+    with pytest.raises(UserError, match=r"model\.vocab_size is 160 and was 120"):
+        start(vocab_size=160)
+    with pytest.raises(UserError, match=r"is no folder"):
+        run(tmp_path / "new", init_from=tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"holds no complete checkpoint"):
+        run(tmp_path / "new", init_from=trained)
+    shutil.copytree(trained / "hf", tmp_path / "cut")
+    next((tmp_path / "cut").glob("model-00002*")).unlink()
+    with pytest.raises(UserError, match=r"lacks model\..* a file of it is missing"):
+        run(tmp_path / "new", init_from=tmp_path / "cut")
+    assert list_checkpoints(tmp_path / "new" / "checkpoints") == []
+
+
+def test_codes_of_another_tokenizer_are_refused(tmp_path):
+    LVM(replace(MODEL, tokenizer_fingerprint="a" * 64)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"codes of the tokenizer aaaaaaaaaaaa and the stores hold those of bbbb"):
+        load_start(tmp_path, LVM(replace(MODEL, tokenizer_fingerprint="b" * 64)))
+    load_start(tmp_path, LVM(MODEL))
+
+
+def test_the_published_layout_with_8292_tokens_in_half_precision_is_read(tmp_path):
+    config = LVMConfig(hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2)
+    published = LVM(config, 3)
+    published.save_pretrained(tmp_path, torch.float16, shard_bytes=10**6)
+    written = json.loads((tmp_path / "config.json").read_text())
+    for key in ("num_codes", "tokens_per_picture", "prompt_bos", "tokenizer_fingerprint", "head_dim", "z_loss"):
+        written.pop(key, None)  # which the published folder does not say
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    file = next(tmp_path.glob("model-00001*"))
+    save_file(load_file(file) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}, file)
+    model = LVM(config, 4)
+    load_start(find_start(tmp_path, Distributed()), model)
+    for p, q in zip(model.parameters(), published.parameters(), strict=True):
+        assert p.dtype == torch.float32 and torch.equal(p, q.half().float())
+
+
+# What is damaged, and what does not fit.
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "half"])
+def test_a_run_names_the_damaged_checkpoint_and_goes_on_from_the_one_before(tmp_path, capsys, damage):
+    jobs = [{"folder": str(tmp_path / "run"), "max_steps": 4, "save_every_steps": 2}]
+    on_ranks(tmp_path / "ranks", 2, jobs)
+    newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    file = newest / "tensors" / "shard-00002-model-00001-of-00001.safetensors"
+    if damage == "missing":
+        file.unlink()
+    else:
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2] + (b"\0" * (len(content) // 2) if damage == "half" else b""))
+    _, result = run(tmp_path / "run", FakePlan(), max_steps=4)
+    assert result.state.step == 4
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if "passed over" in line]
+    assert len(lines) == 1 and str(file) in lines[0]
+    assert "step-00000002 at step 2 of 4" in said.out
+
+
+FULL_DISK = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from fake_plan import run
+from lvm.runtime import exit_with_one_line
+exit_with_one_line(lambda: run(Path({folder!r}), max_steps=2000, save_every_steps=1, keep_checkpoints=200) and 0)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoints_before(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", folder], capture_output=True).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        code = FULL_DISK.format(tests=str(Path(__file__).parent), folder=str(folder / "run"))
+        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2, done.stderr[-2000:]
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert "could not be written to" in line and "No space left" in line and "Traceback" not in done.stderr
+        checkpoints = folder / "run" / "checkpoints"
+        kept = list_checkpoints(checkpoints)
+        assert kept and sorted(checkpoints.iterdir()) == kept  # nothing half-written
+        assert model_of_run(folder / "run").config == MODEL
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_writer_without_space_is_an_error_of_the_user(tmp_path, monkeypatch):
+    """As above, for whoever may not mount."""
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    writer = CheckpointWriter(tmp_path)
+    writer.save(1, {"model.weight": torch.ones(3)}, {}, {})
+    writer.wait()
+    monkeypatch.setattr("lvm.runtime.checkpoint.HuggingFaceStorageWriter.write_data", full)
+    writer.save(2, {"model.weight": torch.zeros(3)}, {}, {})
+    with pytest.raises(UserError, match=r"checkpoint of step 2 could not be written to .*No space left on device"):
+        writer.wait()
+    tensors = {"model.weight": torch.zeros(3)}
+    load_checkpoint(tmp_path / "step-00000001", tensors)
+    assert tensors["model.weight"].sum() == 3 and [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_another_precision_is_refused_on_resume(tmp_path):
+    run(tmp_path, max_steps=1, precision="fp32")
+    with pytest.raises(UserError, match=r"trainer\.precision is bf16 and was fp32"):
+        run(tmp_path, max_steps=2, precision="bf16")
+
+
+# Export.
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_export_is_what_save_pretrained_writes(tmp_path, tied):
+    run(tmp_path / "run", max_steps=1, tie_embeddings=tied)
+    export(tmp_path / "run", tmp_path / "ours", torch.bfloat16, shard_bytes=8000)
+    model_of_run(tmp_path / "run").save_pretrained(tmp_path / "theirs", torch.bfloat16, shard_bytes=8000)
+    names = [sorted(path.name for path in (tmp_path / side).iterdir()) for side in ("ours", "theirs")]
+    assert names[0] == names[1] and len(names[0]) > 5
+    for name in names[0]:
+        ours, theirs = tmp_path / "ours" / name, tmp_path / "theirs" / name
+        if name.endswith(".json"):
+            assert json.loads(ours.read_text()) == json.loads(theirs.read_text())
+        else:
+            expected, tensors = load_file(theirs), load_file(ours)
+            assert expected.keys() == tensors.keys()
+            assert all(torch.equal(expected[key], tensors[key]) for key in expected)
+
+
+MEMORY_OF_EXPORT = """
+import resource, sys
+from pathlib import Path
+from lvm.commands.export import export
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+export(Path(sys.argv[1]), Path(sys.argv[2]) / "small")
+before = peak()
+config = export(Path(sys.argv[3]), Path(sys.argv[2]) / "large")
+print((peak() - before) / (4 * config.num_params))
+"""
+
+
+def test_an_export_of_50m_parameters_holds_a_few_of_its_tensors_at_a_time(tmp_path, trained):
+    config = LVMConfig(num_codes=1024, hidden_size=512, intermediate_size=1376, num_layers=16, num_heads=8)
+    assert 45e6 < config.num_params < 55e6
+    writer = CheckpointWriter(tmp_path / "run" / "checkpoints")
+    tensors = {f"model.{name}": p.detach() for name, p in LVM(config).named_parameters()}
+    writer.save(1, tensors, {"identity": {"model": asdict(config)}}, {})
+    writer.wait()
+    command = [sys.executable, "-W", "ignore", "-c", MEMORY_OF_EXPORT, trained / "run", tmp_path, tmp_path / "run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.2, done.stdout  # its largest tensor is 1.4% of it
