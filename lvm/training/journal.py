@@ -136,7 +136,7 @@ class Journal:
         folder: Path | None,
         state: TrainState,
         max_steps: int,
-        tokens_per_step: int,
+        seq_len: int,
         flops_per_token: Sequence[int],
         peak: float | None,
         device: torch.device,
@@ -149,9 +149,9 @@ class Journal:
         """
         self._log = MetricsLog(folder, state.step, wandb, tensorboard) if folder is not None else None
         self._progress = Progress(max_steps, "train", state.step) if folder is not None else None
-        self._tokens_per_step, self._flops, self._peak = tokens_per_step, flops_per_token, peak
+        self._seq_len, self._flops, self._peak = seq_len, flops_per_token, peak
         self._start = self._lap = time.monotonic()
-        self._lap_step, self._waited = state.step, 0.0
+        self._lap_window, self._waited = state.next_window, 0.0
         self._device, self._clock = device, StepClock(device)
         self._shown: dict[str, Any] = {}
 
@@ -182,7 +182,7 @@ class Journal:
         step_seconds = self._clock.read()
         now = time.monotonic()
         seconds = max(now - self._lap, 1e-9)
-        speed = (state.step - self._lap_step) * self._tokens_per_step / seconds
+        speed = (state.next_window - self._lap_window) * self._seq_len / seconds
         mfu, mfu_causal = (self._peak and speed * flops / self._peak for flops in self._flops)
         figures = {
             "loss": loss,
@@ -199,7 +199,7 @@ class Journal:
             "memory": peak_memory(self._device),
             "seconds": now - self._start,
         }
-        self._lap, self._lap_step, self._waited = now, state.step, 0.0
+        self._lap, self._lap_window, self._waited = now, state.next_window, 0.0
         self._shown = {"loss": loss, "tokens/s": round(speed)}
         self.write(state.step, figures)
 

@@ -9,7 +9,7 @@ a resumed or moved run sees the windows it would have seen. Nothing waits for th
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from lvm.training.bad_steps import BadStepPolicy, BadSteps, Policy, update_unles
 from lvm.training.journal import Journal, LossBySource, peak_flops
 from lvm.training.optim import (
     OptimConfig,
+    batch_size_at,
     clip_gradients,
     learning_rate,
     make_optimizer,
@@ -55,6 +56,10 @@ from lvm.training.profiling import Profiling
 from lvm.training.resume import TrainState, restore, run_tensors, saved_state
 from lvm.training.start import draw_weights, find_start, load_start
 from lvm.training.validation import Validation
+
+
+def due(every_steps: int, step: int) -> bool:
+    return every_steps > 0 and step % every_steps == 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,11 @@ class TrainerConfig:
         for name in ("save_every_steps", "validate_every_steps", "answer_every_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"trainer.{name} is {getattr(self, name)}; use 0 (never) or more")
+        if self.keep_best and not due(self.validate_every_steps, self.save_every_steps):
+            raise UserError(
+                f"trainer.keep_best is {self.keep_best} and checkpoints are not of steps that are validated; use a "
+                f"validate_every_steps that divides save_every_steps {self.save_every_steps}"
+            )
         if self.keep_checkpoints < 1:
             raise UserError(f"trainer.keep_checkpoints is {self.keep_checkpoints}; use 1 or more")
         if self.spike_factor and not self.spike_factor > 1:
@@ -131,15 +141,21 @@ class TrainResult:
 # What a config comes to here: pure functions.
 
 
-def micro_batches(batch_size: int, micro_batch_size: int | None, ranks: int) -> tuple[int, int]:
+def micro_batches(
+    batch_size: int, micro_batch_size: int | None, ranks: int, name: str = "trainer.batch_size"
+) -> tuple[int, int]:
     """(windows of a micro-batch, micro-batches a step and rank). Raises `UserError` where they do not divide."""
     size = micro_batch_size or batch_size // ranks
     if size < 1 or batch_size % (ranks * size):
         rounded = max(1, size) * ranks * max(1, round(batch_size / (max(1, size) * ranks)))
-        raise UserError(
-            f"trainer.batch_size {batch_size} is no multiple of {ranks} ranks x {max(1, size)} windows; use {rounded}"
-        )
+        raise UserError(f"{name} {batch_size} is no multiple of {ranks} ranks x {max(1, size)} windows; use {rounded}")
     return size, batch_size // (ranks * size)
+
+
+def micro_batch_counts(size: int, batch_size: int, warmup: Sequence[tuple[int, int]], ranks: int) -> list[int]:
+    """Micro-batches a step and rank, of the full batch and of those that lead up to it. Raises `UserError`."""
+    smaller = [micro_batches(windows, size, ranks, "a batch of optim.batch_warmup,")[1] for _, windows in warmup]
+    return [batch_size // (ranks * size), *smaller]
 
 
 def use_compile(wanted: Literal["auto"] | bool) -> bool:
@@ -240,7 +256,7 @@ def make_journal(
         run.run_dir / "metrics" if ranks.is_main and state.step < max_steps else None,
         state,
         max_steps,
-        tokens_per_step=config.batch_size * plan.seq_len,
+        seq_len=plan.seq_len,
         flops_per_token=[model.config.flops_per_token(plan.seq_len, causal=causal) for causal in (False, True)],
         peak=peak and peak * ranks.world_size,
         device=device,
@@ -287,10 +303,6 @@ def make_validation(
     return Validation(held_out, windows, size, rank, num_ranks, model, loss_of, config.loss_on, device)
 
 
-def due(every_steps: int, step: int) -> bool:
-    return every_steps > 0 and step % every_steps == 0
-
-
 def train(
     config: TrainerConfig,
     optim: OptimConfig,
@@ -309,11 +321,11 @@ def train(
     step that would spoil the weights.
     """
     device, ranks = torch.device(device), Distributed()
-    if optim.batch_warmup:
-        raise UserError("optim.batch_warmup is not read by this loop yet; leave it out")
     check_model_fits_plan(model, plan)
     check_files(plan, ranks)
-    size, num_micro = micro_batches(config.batch_size, config.micro_batch_size, ranks.world_size)
+    size, _ = micro_batches(config.batch_size, config.micro_batch_size, ranks.world_size)
+    counts = micro_batch_counts(size, config.batch_size, optim.batch_warmup, ranks.world_size)
+    at_once = math.gcd(*counts)  # micro-batches that the loader hands out together
     compiled = use_compile(config.compile)
     max_steps, optim = run_lengths(config, optim, compiled)
     dtype = compute_dtype(config.precision, device)
@@ -357,7 +369,7 @@ def train(
                 plan,
                 size,
                 state.next_window,
-                num_micro,
+                at_once,
                 data_rank(mesh),
                 ranks.world_size,
                 pin=device.type == "cuda",
@@ -366,25 +378,27 @@ def train(
         )
         by_source = LossBySource(len(plan.names), device, state.loss_sums if ranks.is_main else [])
         journal = stack.enter_context(closing(make_journal(config, plan, model, run, state, max_steps, device, ranks)))
-        bad_steps = make_bad_steps(config, plan, run, state, num_micro, size, device, ranks, writer.wait)
+        bad_steps = make_bad_steps(config, plan, run, state, max(counts), size, device, ranks, writer.wait)
         profiling = stack.enter_context(closing(make_profiling(config, run, device, ranks)))
         validate = make_validation(config, held_out, plan, model, loss_of, size, device, ranks)
         saved_step, seconds_before, start = state.step, state.seconds, time.monotonic()
 
-        def save() -> int:
+        def save(figure: float | None = None) -> int:
             sums = by_source.gather(reset=False)
             content = saved_state(replace(state, loss_sums=sums), identity, plan)
             fingerprints = {"plan": plan.fingerprint, "tokenizer": model.config.tokenizer_fingerprint}
-            writer.save(state.step, run_tensors(model, optimizer), content, fingerprints)
+            writer.save(state.step, run_tensors(model, optimizer), content, fingerprints, figure)
             return state.step
 
         stop = StopAgreement(ranks)
         while state.step < max_steps and not stop.agreed():
             stop.submit(flag.requested)
             profiling.before(state.step + 1)
+            num_windows = batch_size_at(optim.batch_warmup, config.batch_size, state.step)
+            num_micro = num_windows // (size * ranks.world_size)
             with journal.waiting():
-                batches = next(loader)
-            targets = num_targets(plan, state.next_window, config.batch_size, config.loss_on)
+                batches = [batch for _ in range(num_micro // at_once) for batch in next(loader)]
+            targets = num_targets(plan, state.next_window, num_windows, config.loss_on)
             for number, batch in enumerate(batches):
                 tokens, role, source = (
                     batch[key].to(device, non_blocking=True) for key in ("tokens", "role", "source")
@@ -397,7 +411,7 @@ def train(
             norm = full(clip_gradients(model.parameters(), optim.clip))
             lr = learning_rate(optim, *progress(optim, state.step, state.tokens, targets))
             set_learning_rate(optimizer, lr)
-            bad = bad_steps.judge(norm, state, config.batch_size)
+            bad = bad_steps.judge(norm, state, num_windows)
             update_unless(optimizer, bad)
             by_source.settle(bad)
             optimizer.zero_grad()
@@ -405,7 +419,7 @@ def train(
                 state,
                 step=state.step + 1,
                 tokens=state.tokens + targets,
-                next_window=state.next_window + config.batch_size,
+                next_window=state.next_window + num_windows,
                 seconds=seconds_before + time.monotonic() - start,
             )
             journal.advance()
@@ -415,12 +429,14 @@ def train(
             if on_time or last:  # a last odd interval is kept, for a run that max_steps prolongs
                 journal.log(state, by_source.gather(reset=on_time), plan.names, lr, float(norm))
             with journal.paused():
+                validation: dict[str, Any] = {}
                 if validate is not None and due(config.validate_every_steps, state.step):
-                    journal.write(state.step, validate())
+                    validation = validate()
+                    journal.write(state.step, validation)
                 if answer is not None and due(config.answer_every_steps, state.step):
                     journal.write(state.step, ask(answer, model, state.step, ranks))
                 if due(config.save_every_steps, state.step):
-                    saved_step = save()
+                    saved_step = save(validation.get("validation_loss"))
         if saved_step != state.step and config.save_every_steps:
             state = bad_steps.read(state)
             save()

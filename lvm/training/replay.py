@@ -21,7 +21,7 @@ from lvm.runtime import UserError
 from lvm.runtime.checkpoint import list_checkpoints, read_state, verify_checkpoint
 from lvm.runtime.distributed import Distributed
 from lvm.training.loop import RunOptions, TrainerConfig, compute_dtype, run_lengths, train, use_compile
-from lvm.training.optim import OptimConfig
+from lvm.training.optim import OptimConfig, batch_size_at
 from lvm.training.parallel import counted, make_loss
 from lvm.training.resume import TrainState
 from lvm.training.start import find_start, load_start
@@ -81,7 +81,11 @@ def replay(
     start = newest_before(run_dir, step)
     state = steps_before(config, optim, plan, model, start, step, record, seed, device, init_from)
     first = int(record["first_window"]) if record else state.next_window
-    last = int(record["last_window"]) if record else first + config.batch_size - 1
+    last = (
+        int(record["last_window"])
+        if record
+        else first + batch_size_at(optim.batch_warmup, config.batch_size, step - 1) - 1
+    )
     dtype = compute_dtype(config.precision, device)
     loss_of = make_loss(model, dtype, config.document_mask, False, config.loss_on)
     windows = [look_at(model, plan, window, loss_of, config, device) for window in range(first, last + 1)]

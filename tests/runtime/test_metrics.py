@@ -6,10 +6,10 @@ import types
 
 import numpy as np
 import pytest
-from PIL import Image
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from lvm.runtime.metrics import MetricsLog, read_metrics
 

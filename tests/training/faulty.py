@@ -12,12 +12,22 @@ import lvm.training.loop
 import lvm.training.replay
 
 WINDOW = int(sys.argv[1])
-TOKENS: list[torch.Tensor] = []
+MARK = 50  # a spare id beyond the codes, which stands in that window alone
+MARKED: list[int] = []
 
 
 def open_plan(config):
     plan = lvm.data.open_plan(config)
-    TOKENS.append(torch.from_numpy(plan.window(WINDOW).tokens))
+    MARKED.append(plan.num_codes + MARK)
+    windows = plan.windows
+
+    def marked(i, n):
+        found = windows(i, n)
+        if i <= WINDOW < i + n:
+            found.tokens[WINDOW - i, 3] = MARKED[0]
+        return found
+
+    plan.windows = marked
     return plan
 
 
@@ -27,7 +37,7 @@ def poisoned(make):
 
         def loss(tokens, role, targets):
             value, nll = loss_of(tokens, role, targets)
-            hit = (tokens == TOKENS[0]).all(1)
+            hit = (tokens == MARKED[0]).any(1)
             return value * torch.where(hit.any(), math.nan, 1.0), torch.where(hit[:, None], math.nan, nll)
 
         return loss

@@ -259,6 +259,31 @@ def test_muon_takes_the_matrices_of_the_blocks_and_orthogonalises_their_updates(
     assert spread(model.layers[0].mlp.gate.weight.detach() - before) < 2 < spread(gradient)
 
 
+def test_a_batch_that_grows_reads_every_window_once_and_resumes_to_the_bit(tmp_path):
+    options = {"batch_warmup": ((2, 4), (4, 8)), "batch_size": 16, "micro_batch_size": 2, "precision": "fp32"}
+    plan = FakePlan()
+    whole, result = run(tmp_path / "whole", plan, max_steps=6, **options)
+    assert result.state.next_window == 2 * 4 + 2 * 8 + 2 * 16 and set(range(56)) <= set(plan.read)
+    run(tmp_path / "parts", max_steps=3, **options)
+    resumed, _ = run(tmp_path / "parts", max_steps=6, **options)
+    assert equal(whole, resumed)
+    with pytest.raises(
+        UserError, match=r"a batch of optim\.batch_warmup, 3 is no multiple of 1 ranks x 2 windows; use 4"
+    ):
+        run(tmp_path / "other", **(options | {"batch_warmup": ((2, 3),)}))
+
+
+def test_the_checkpoint_of_the_lowest_validation_loss_is_kept(tmp_path):
+    options = {"validate_every_steps": 1, "save_every_steps": 1, "keep_checkpoints": 1, "keep_best": 1, "lr": 0.3}
+    run(tmp_path, max_steps=6, **options)
+    losses = {r["step"]: r["validation_loss"] for r in read_metrics(tmp_path / "metrics")}
+    best = min(losses, key=losses.get)
+    kept = [int(path.name.removeprefix("step-")) for path in list_checkpoints(tmp_path / "checkpoints")]
+    assert kept == sorted({best, 6})
+    with pytest.raises(UserError, match="keep_best is 1 and checkpoints are not of steps that are validated"):
+        run(tmp_path / "other", **(options | {"validate_every_steps": 0}))
+
+
 def test_batches_that_do_not_divide_and_models_of_other_codes_are_refused_with_a_remedy(tmp_path):
     assert micro_batches(32, None, 4) == (8, 1) and micro_batches(32, 2, 4) == (2, 4)
     with pytest.raises(UserError, match="batch_size 30 is no multiple of 4 ranks x 4 windows; use 32"):
