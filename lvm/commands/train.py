@@ -19,7 +19,7 @@ from lvm.data import Plan, TokenPlan, held_out_plan, open_plan
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError, build
 from lvm.runtime.config_files import load_config
-from lvm.runtime.distributed import Distributed
+from lvm.runtime.distributed import Distributed, lost_peers_named
 from lvm.training import Answer, OptimConfig, RunOptions, TrainerConfig, TrainResult, train
 
 # Overrides that may change from call to call of one run.
@@ -123,16 +123,18 @@ def train_config(overrides: Sequence[str]) -> TrainResult:
     subprocess_script._launch_process_observer = lambda child_processes: None
     fabric.launch()
     try:
-        plan = open_plan(fill_world_store(config, Distributed()))
-        model = new_model(config, plan, empty=True)
-        start = Path(config["init_from"]) if config["init_from"] else None
-        options = {"init_from": start, "new_plan": config["data"]["new_plan"], "config": config}
-        run = RunOptions(run_dir, config["seed"], **options, **config["logger"])
-        held_out, answer = evaluation(config, trainer, model.config, plan, run_dir)
-        result = train(trainer, optim, plan, model, run, fabric.device, held_out, answer)
-        if fabric.is_global_zero:
-            print(f"{'finished' if result.finished else 'stopped'} at step {result.state.step}: {run_dir}")
-        return result
+        ranks = Distributed()
+        with lost_peers_named(ranks):
+            plan = open_plan(fill_world_store(config, ranks))
+            model = new_model(config, plan, empty=True)
+            start = Path(config["init_from"]) if config["init_from"] else None
+            options = {"init_from": start, "new_plan": config["data"]["new_plan"], "config": config}
+            run = RunOptions(run_dir, config["seed"], **options, **config["logger"])
+            held_out, answer = evaluation(config, trainer, model.config, plan, run_dir)
+            result = train(trainer, optim, plan, model, run, fabric.device, held_out, answer)
+            if fabric.is_global_zero:
+                print(f"{'finished' if result.finished else 'stopped'} at step {result.state.step}: {run_dir}")
+            return result
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
