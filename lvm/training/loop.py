@@ -241,6 +241,12 @@ def run_identity(
 # What stands around the loop.
 
 
+def write_down(run: RunOptions) -> None:
+    """What this attempt runs, and where."""
+    write_json(run.run_dir / "config.json", run.config or {}, sort_keys=False)  # entries count by their order
+    write_json(run.run_dir / "machine.json", machine_description() | {"commit": git_commit()})
+
+
 def make_journal(
     config: TrainerConfig,
     plan: Plan,
@@ -361,21 +367,12 @@ def train(
                 print(f"continuing {newest} at step {state.step} of {max_steps}")
         state = replace(state, num_threads=num_threads)
         if ranks.is_main and state.step < max_steps:
-            write_json(run.run_dir / "config.json", run.config or {}, sort_keys=False)  # entries count by their order
-            write_json(run.run_dir / "machine.json", machine_description() | {"commit": git_commit()})
-
-        loader = stack.enter_context(
-            WindowLoader(
-                plan,
-                size,
-                state.next_window,
-                at_once,
-                data_rank(mesh),
-                ranks.world_size,
-                pin=device.type == "cuda",
-                workers=config.loader_workers,
-            )
+            write_down(run)
+        rank, num_ranks, pin = data_rank(mesh), ranks.world_size, device.type == "cuda"
+        loader = WindowLoader(
+            plan, size, state.next_window, at_once, rank, num_ranks, pin=pin, workers=config.loader_workers
         )
+        stack.enter_context(loader)
         by_source = LossBySource(len(plan.names), device, state.loss_sums if ranks.is_main else [])
         journal = stack.enter_context(closing(make_journal(config, plan, model, run, state, max_steps, device, ranks)))
         bad_steps = make_bad_steps(config, plan, run, state, max(counts), size, device, ranks, writer.wait)
