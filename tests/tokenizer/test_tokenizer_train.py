@@ -1,8 +1,8 @@
 """Training learns, keeps its codebook alive and hears its judges; what cannot be trained is one clear line."""
 
 import dataclasses
-import re
 import json
+import re
 
 import numpy as np
 import pytest
