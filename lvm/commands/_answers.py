@@ -1,13 +1,12 @@
 """The prompts of a training run: held-out sentences whose last picture the model paints, as a sheet of pictures."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lvm.commands._strips import Cell, Row, decode, sheet
+from lvm.commands._strips import Cell, Row, codes_of, decode, sheet
 from lvm.data import TokenPlan
 from lvm.inference import generate
 from lvm.inference.prompter import move_window
@@ -38,19 +37,12 @@ class HeldOutAnswers:
                 # Two at a time, so that inputs and answers of pairs keep their places.
                 pictures = pictures[move_window(len(pictures), room, 2) :]
                 if len(pictures) > 1:
-                    self._add(plan, sentence, pictures)
+                    self._titles.append(f"{sentence['entry']} ({sentence['recipe']}): {pictures[-1]['id']}")
+                    self._names.append([picture["channel"] for picture in pictures])
+                    self._codes.append(codes_of(plan, {**sentence, "pictures": pictures}))
         if not self._codes:
             raise UserError("no held-out sentence of two pictures fits the context; use trainer.answer_every_steps=0")
         self._drawn: list[np.ndarray] = []
-
-    def _add(self, plan: TokenPlan, sentence: Mapping[str, Any], pictures: list[dict[str, Any]]) -> None:
-        store = plan.stores[sentence["source"]]
-        items, frames = (np.array([picture[key] for picture in pictures]) for key in ("item", "frame"))
-        channels = [picture["channel"] for picture in pictures]
-        bits = np.array([store.channels.index(channel) for channel in channels])
-        self._titles.append(f"{sentence['entry']} ({sentence['recipe']}): {pictures[-1]['id']}")
-        self._names.append(channels)
-        self._codes.append(np.asarray(store.pictures(items, bits, frames)))
 
     def __call__(self, model: LVM, step: int) -> dict[str, Any]:
         prompts = [torch.from_numpy(codes[:-1].reshape(-1).astype(np.int64)) for codes in self._codes]

@@ -44,6 +44,14 @@ def decode(vqgan: VQGAN, codes: "UInt16[np.ndarray, 'n t']", grid: tuple[int, in
     return (rearrange(torch.cat(pixels), "n c y x -> n y x c") * 255).round().to(torch.uint8).numpy()
 
 
+def codes_of(plan: Any, sentence: Mapping[str, Any]) -> "UInt16[np.ndarray, 'n t']":
+    """The codes of the pictures of a sentence that `plan.explain` or `plan.samples` names."""
+    store, pictures = plan.stores[sentence["source"]], sentence["pictures"]
+    items, frames = (np.array([picture[key] for picture in pictures]) for key in ("item", "frame"))
+    bits = np.array([store.channels.index(picture["channel"]) for picture in pictures])
+    return store.pictures(items, bits, frames)
+
+
 def sentence_rows(
     plan: Any, vqgan: VQGAN, sentences: Sequence[Mapping[str, Any]], titles: Sequence[str] | None = None
 ) -> list[Row]:
@@ -58,10 +66,7 @@ def sentence_rows(
         pictures = sentence["pictures"]
         if not pictures:
             continue
-        store = plan.stores[sentence["source"]]
-        items, frames = (np.array([picture[key] for picture in pictures]) for key in ("item", "frame"))
-        bits = np.array([store.channels.index(picture["channel"]) for picture in pictures])
-        decoded = decode(vqgan, store.pictures(items, bits, frames), store.grid)
+        decoded = decode(vqgan, codes_of(plan, sentence), plan.stores[sentence["source"]].grid)
         cells = [
             Cell(picture["channel"], pixels, answer=picture["role"] == "answer")
             for picture, pixels in zip(pictures, decoded)

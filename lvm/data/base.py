@@ -66,6 +66,9 @@ class Plan(Protocol):
     def shards(self, i: int, n: int) -> list[tuple[str, int]]:
         """(source, number of the shard) that windows i .. i+n-1 are read from, in the order of their first use."""
 
+    def check_files(self) -> None:
+        """Raise `UserError` that names what it reads and is missing or changed."""
+
     def explain(self, i: int) -> list[dict[str, Any]]:
         """The sentences of window i, and the origin of each of their pictures."""
 

@@ -254,6 +254,10 @@ class TokenFile:
     def __len__(self) -> int:
         return len(self.index.start) - 1
 
+    def check(self) -> None:
+        """Raise `UserError` for a file that changed since it was opened."""
+        self._bytes.check()
+
     def codes(self, sentences: Sequence[int]) -> "list[Int[np.ndarray, 'codes']]":
         found = {sentence: self._last[sentence] for sentence in sentences if sentence in self._last}
         for first, last in _runs(sorted(set(sentences) - found.keys())):

@@ -166,6 +166,9 @@ class JsonLinesPlan:
         """None: it is one file."""
         return []
 
+    def check_files(self) -> None:
+        self.file.check()
+
     # What the plan says of itself.
 
     def explain(self, i: int) -> list[dict[str, Any]]:

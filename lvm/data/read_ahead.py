@@ -20,7 +20,6 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from lvm.data.base import Plan
 from lvm.runtime import UserError
@@ -46,10 +45,9 @@ class Tar:
 
 
 def remote_stores(plan: Plan) -> dict[str, TokenStore]:
-    """Source -> store, of those whose tars are fetched. None of a plan that does not say what it reads."""
-    if not hasattr(plan, "shards"):
-        return {}
-    return {name: store for name, store in plan.stores.items() if getattr(store, "cache_bytes", None) is not None}  # type: ignore[misc]
+    """Source -> store, of those whose tars are fetched."""
+    stores = {name: store for name, store in plan.stores.items() if isinstance(store, TokenStore)}
+    return {name: store for name, store in stores.items() if store.cache_bytes is not None}
 
 
 class ReadAhead:
@@ -68,7 +66,7 @@ class ReadAhead:
         horizon: int = HORIZON,
         threads: int = THREADS,
     ):
-        self._plan: Any = plan  # one that has `shards`
+        self._plan = plan
         self._runs, self._windows_per_step, self._threads = runs, windows_per_step, threads
         self._stores = remote_stores(plan)
         self._bound = min(store.cache_bytes or 0 for store in self._stores.values())

@@ -8,6 +8,7 @@ known without reading anything.
 Axis letters: s sentences, m units of a sentence, p pictures of a sentence, c channels and f frames of a unit.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
 
@@ -84,15 +85,15 @@ class Pictures:
     frame: "Int[np.ndarray, 's p']"
 
 
-class Recipe:
+class Recipe(ABC):
     """Base of all recipes, which are frozen dataclasses; `pictures`, `roles`, `conditions` and `compose` are theirs."""
 
     name: ClassVar[str]  # by which a config knows it
 
     @property
+    @abstractmethod
     def pictures(self) -> int:
         """Pictures in each sentence."""
-        raise NotImplementedError
 
     @property
     def units(self) -> int:
@@ -109,22 +110,22 @@ class Recipe:
         """Units in a row that agree; a divisor of `units`."""
         return self.units
 
+    @abstractmethod
     def roles(self) -> "Int8[np.ndarray, 'p']":
         """The role of each picture's tokens: INPUT or ANSWER."""
-        raise NotImplementedError
 
-    def check(self, kinds: Kinds) -> None:
+    def check(self, kinds: Kinds) -> None:  # noqa: B027, most have none
         """Raise `UserError` for options that no item of the store allows."""
 
+    @abstractmethod
     def conditions(self, columns: Columns) -> list[Condition]:
         """What an item must fulfil to be a unit, in the order in which it is counted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compose(
         self, items: "Int64[np.ndarray, 's m']", keys: "UInt64[np.ndarray, 's']", catalogue: Catalogue
     ) -> Pictures:
         """The pictures of sentences whose units are `items`; `keys` is the noise of each draw."""
-        raise NotImplementedError
 
 
 def channel_bit(known: tuple[str, ...], channel: str) -> int:

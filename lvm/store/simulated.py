@@ -5,6 +5,7 @@ For mixtures of data nobody here has (configs/data/uvd_v1.yaml): their plan, its
 
 import hashlib
 import json
+import warnings
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,8 @@ class SimulatedStore:
         return 0
 
     def check_files(self) -> None:
-        """There is none."""
+        """There is none, which whoever starts a training should know."""
+        warnings.warn(f"source {self.name!r} is simulated: its pictures are noise", stacklevel=2)
 
 
 class SimulatedColumns:

@@ -210,7 +210,7 @@ def check_files(plan: Plan, ranks: Distributed) -> None:
     """Refuse a plan whose shards are missing or changed before a step is made; rank 0 looks for all."""
     problem = None
     try:
-        if ranks.is_main and hasattr(plan, "check_files"):
+        if ranks.is_main:
             plan.check_files()
     except Exception as error:
         problem = error

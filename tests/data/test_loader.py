@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -59,6 +60,8 @@ def test_batches_carry_tokens_sources_and_roles():
 
 def test_an_error_while_reading_reaches_the_reader():
     class Broken:
+        stores: ClassVar[dict[str, object]] = {}
+
         def windows(self, first, n):
             raise OSError("shard 00003 is gone")
 
@@ -100,6 +103,7 @@ class BrokenPlan:
     """Made to fail in the process that reads."""
 
     how: str
+    stores: ClassVar[dict[str, object]] = {}
 
     def windows(self, first, n):
         if first < 4:

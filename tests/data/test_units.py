@@ -233,3 +233,9 @@ def test_a_simulated_store_is_the_same_wherever_it_is_opened():
 def test_a_simulated_store_holds_no_more_than_a_store_could(options, says):
     with pytest.raises(UserError, match=says):
         SimulatedConfig(items=5, **options)
+
+
+def test_who_trains_on_a_simulated_store_is_told_that_it_is_noise():
+    _, plan = categories(1, 2)
+    with pytest.warns(UserWarning, match="source 's' is simulated: its pictures are noise"):
+        plan.check_files()

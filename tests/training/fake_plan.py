@@ -10,6 +10,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -32,6 +33,10 @@ class FakePlan:
 
     names = ("even", "odd")
     num_codes, tokens_per_picture, seq_len, bos, eos, pad = 20, 4, 16, 20, 21, 22
+    stores: ClassVar[dict[str, object]] = {}
+
+    def check_files(self) -> None:
+        """There is none."""
 
     def __init__(self, seed: int = 0):
         self.seed = seed
