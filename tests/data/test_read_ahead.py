@@ -14,10 +14,12 @@ import pytest
 from lvm.data import TokenPlan, WindowLoader
 from lvm.data.read_ahead import ReadAhead
 from lvm.runtime import UserError, write_json
+from lvm.runtime.files import locked
 from lvm.sources import Item
 from lvm.store import TokenStore, layout, remote
 from lvm.store.remote import RemoteFolder
 from lvm.store.shard import Shard, write_shard
+from lvm.store.tar_cache import _size
 
 SHARDS, PICTURES, TOKENS = 12, 64, 16
 
@@ -144,10 +146,13 @@ def test_the_bound_holds_at_every_moment_and_a_small_one_changes_no_window(
     size = local.tar(0)[1]
     seen, cat = [], type(memory).cat_file
 
-    def cat_file(self, *arguments, **options):
-        seen.append(sum(path.stat().st_size for path in cache.glob("*/shards/*.tar") if path.stem[0] != "."))
-        seen[-1] += sum(path.stat().st_size for path in cache.glob("*/shards/.tmp-*.tar"))
-        return cat(self, *arguments, **options)
+    def cat_file(self, path, *arguments, **options):
+        if not path.endswith(".tar"):
+            return cat(self, path, *arguments, **options)
+        with locked(cache / ".lock"):  # none leaves and none is begun while they are counted; one may become complete
+            complete = sum(path.stat().st_size for path in cache.glob("*/shards/[0-9]*.tar"))
+            seen.append(complete + sum(_size(path) for path in cache.glob("*/shards/.tmp-*.tar")))
+        return cat(self, path, *arguments, **options)
 
     monkeypatch.setattr(type(memory), "cat_file", cat_file)
     bound = size * tars_held + 10
