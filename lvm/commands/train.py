@@ -127,8 +127,13 @@ def train_config(overrides: Sequence[str]) -> TrainResult:
         with lost_peers_named(ranks):
             plan = open_plan(fill_world_store(config, ranks))
             model = new_model(config, plan, empty=True)
-            start = Path(config["init_from"]) if config["init_from"] else None
-            options = {"init_from": start, "new_plan": config["data"]["new_plan"], "config": config}
+            start, trunk = (Path(config[key]) if config[key] else None for key in ("init_from", "branch_from"))
+            options = {
+                "init_from": start,
+                "branch_from": trunk,
+                "new_plan": config["data"]["new_plan"],
+                "config": config,
+            }
             run = RunOptions(run_dir, config["seed"], **options, **config["logger"])
             held_out, answer = evaluation(config, trainer, model.config, plan, run_dir)
             result = train(trainer, optim, plan, model, run, fabric.device, held_out, answer)

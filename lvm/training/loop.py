@@ -21,7 +21,7 @@ from lvm.attention import AttentionName, choose_attention
 from lvm.data import Plan, WindowLoader
 from lvm.model import LVM
 from lvm.runtime import UserError, write_json
-from lvm.runtime.checkpoint import CheckpointWriter, newest_checkpoint
+from lvm.runtime.checkpoint import CheckpointWriter
 from lvm.runtime.distributed import Distributed, PeerWatch, StopAgreement, lost_peers_named
 from lvm.runtime.lease import held_lease
 from lvm.runtime.machine import bf16_is_fast, compile_problem, git_commit, machine_description, set_threads
@@ -39,6 +39,7 @@ from lvm.training.optim import (
     set_learning_rate,
     with_length,
 )
+from lvm.training.outcome import forget_outcome, write_outcome
 from lvm.training.parallel import (
     ANSWER_ROLE,
     PAD_ROLE,
@@ -54,7 +55,7 @@ from lvm.training.parallel import (
 )
 from lvm.training.profiling import Profiling
 from lvm.training.resume import TrainState, restore, run_tensors, saved_state
-from lvm.training.start import draw_weights, find_start, load_start
+from lvm.training.start import draw_weights, find_newest, find_start, load_start
 from lvm.training.validation import Validation
 
 
@@ -125,6 +126,7 @@ class RunOptions:
     run_dir: Path
     seed: int = 0  # of the initial weights
     init_from: Path | None = None  # weights to start from: Hugging Face folder, run, checkpoint; not read on resuming
+    branch_from: Path | None = None  # checkpoint (or run: its newest) that this run continues in a folder of its own
     new_plan: bool = False  # continue a checkpoint of another plan at window 0 of this one
     wandb: dict[str, Any] | None = None  # arguments of wandb.init; None: JSON lines alone
     tensorboard: bool = False  # events for TensorBoard too
@@ -347,7 +349,7 @@ def train(
         stack.enter_context(PeerWatch(ranks, config.peer_timeout_seconds, release))
         flag = stack.enter_context(StopFlag())
         folder = run.run_dir / "checkpoints"
-        newest = ranks.broadcast(newest_checkpoint(folder) if ranks.is_main else None)
+        newest = find_newest(folder, run.branch_from, ranks)
         start_weights = None if newest is not None else find_start(run.init_from, ranks)
         empty = next(model.parameters()).is_meta
         model.attention_implementation = config.attention
@@ -367,6 +369,7 @@ def train(
                 print(f"continuing {newest} at step {state.step} of {max_steps}")
         state = replace(state, num_threads=num_threads)
         if ranks.is_main and state.step < max_steps:
+            forget_outcome(run.run_dir)
             write_down(run)
         rank, num_ranks, pin = data_rank(mesh), ranks.world_size, device.type == "cuda"
         loader = WindowLoader(
@@ -438,4 +441,6 @@ def train(
             state = bad_steps.read(state)
             save()
         writer.wait()
+        if ranks.is_main:
+            write_outcome(run.run_dir, state, max_steps, flag.received, model.config, plan.seq_len)
         return TrainResult(state, state.step >= max_steps, flag.received)

@@ -1,10 +1,13 @@
-"""The weights a run starts from: drawn from its seed, or those of a trained model (`init_from`).
+"""What a run starts from: weights drawn from its seed, those of a trained model (`init_from`), or all that another run
+was at one of its checkpoints (`branch_from`).
 
-Both work on a model that was sharded before it had weights: each rank fills its part. Of a drawn tensor that part is
-cut from the whole, so that weights do not depend on the mesh, and one tensor at a time is whole on the CPU; of a stored
-one the part alone is read.
+The first two work on a model that was sharded before it had weights: each rank fills its part. Of a drawn tensor that
+part is cut from the whole, so that weights do not depend on the mesh, and one tensor at a time is whole on the CPU; of
+a stored one the part alone is read.
 """
 
+import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +17,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lvm.model import LVM, LVMConfig, config_from_hugging_face, hugging_face_name, initial_weight
-from lvm.runtime import UserError, read_json
-from lvm.runtime.checkpoint import load_tensors
+from lvm.runtime import UserError, atomic_folder, read_json
+from lvm.runtime.checkpoint import load_tensors, newest_checkpoint
 from lvm.runtime.distributed import Distributed
 from lvm.training.resume import config_of_run, differences, find_checkpoint, shown
 
@@ -37,6 +40,37 @@ def copy_part(target: Tensor, whole: Tensor) -> None:
         whole = whole[tuple(slice(start, start + size) for start, size in zip(offset, shape))]
         target = target.to_local()
     target.copy_(whole)
+
+
+def find_newest(folder: Path, branch_from: Path | None, ranks: Distributed) -> Path | None:
+    """The newest complete checkpoint of a run; in an empty `folder` first a copy of the one it branches from.
+
+    Raises `UserError` on every rank.
+    """
+    path, problem = None, None
+    if ranks.is_main:
+        try:
+            path = newest_checkpoint(folder)
+            if path is None and branch_from is not None:
+                path = linked(find_checkpoint(branch_from), folder)
+        except UserError as error:
+            problem = error
+    ranks.together(problem)
+    return ranks.broadcast(path)
+
+
+def linked(checkpoint: Path, folder: Path) -> Path:
+    """A checkpoint in another folder of checkpoints; its files are the same ones where the file system can do that."""
+    with atomic_folder(folder / checkpoint.name) as aside:
+        shutil.copytree(checkpoint, aside, copy_function=_link_or_copy, dirs_exist_ok=True)
+    return folder / checkpoint.name
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def find_start(init_from: Path | None, ranks: Distributed) -> Path | None:

@@ -16,7 +16,7 @@ from test_parallel import on_ranks
 
 from lvm.commands.export import export
 from lvm.model import LVM, LVMConfig
-from lvm.runtime import UserError
+from lvm.runtime import UserError, read_json
 from lvm.runtime.checkpoint import CheckpointWriter, list_checkpoints, load_checkpoint
 from lvm.runtime.distributed import Distributed
 from lvm.runtime.metrics import read_metrics
@@ -54,6 +54,48 @@ def test_a_run_starts_at_step_0_from_trained_weights(trained, tmp_path, name):
     assert result.state.step == 1 and result.state.next_window == 4
     assert first_loss(tmp_path) == pytest.approx(loss_of(expected), rel=1e-5)
     assert first_loss(tmp_path) < 0.97 * loss_of(LVM(MODEL, 1))
+
+
+@pytest.mark.parametrize("name", ["trunk", "trunk/checkpoints/step-00000004"])
+def test_a_branch_goes_on_as_its_trunk_would_have_and_leaves_it_alone(tmp_path, name):
+    schedule = {"schedule": "wsd", "stable_share": 1.0, "precision": "fp32", "save_every_steps": 4}
+    fall = schedule | {"decay_from_step": 4, "decay_steps": 3, "max_steps": 7}
+    _, trunk = run(tmp_path / "trunk", max_steps=4, **schedule)
+    branch, result = run(tmp_path / "branch", branch_from=tmp_path / name, **fall)
+    whole, _ = run(tmp_path / "whole", **fall)
+    assert result.finished and all(map(torch.equal, branch.state_dict().values(), whole.state_dict().values()))
+    assert [path.name for path in list_checkpoints(tmp_path / "trunk" / "checkpoints")] == ["step-00000004"]
+    assert read_metrics(tmp_path / "branch" / "metrics")[0]["step"] > 4 == trunk.state.step
+    run(tmp_path / "branch", branch_from=tmp_path / "gone", **fall)  # a run that goes on does not ask for it
+
+
+def test_a_branch_of_a_run_without_checkpoint_or_of_another_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"trunk holds no complete checkpoint; give a run folder or one of its"):
+        run(tmp_path / "branch", branch_from=tmp_path / "trunk")
+    run(tmp_path / "trunk", max_steps=2)
+    with pytest.raises(UserError, match=r"was trained with other settings: optim.lr is 0.5 and was .*another run_dir"):
+        run(tmp_path / "branch", branch_from=tmp_path / "trunk", lr=0.5)
+
+
+def test_a_run_that_ended_says_what_it_came_to(tmp_path):
+    model, result = run(tmp_path, max_steps=6, validate_every_steps=3, validation_windows=8)
+    outcome = read_json(tmp_path / "result.json")
+    records = read_metrics(tmp_path / "metrics")
+    assert (outcome["finished"], outcome["step"], outcome["tokens"]) == (True, 6, result.state.tokens)
+    assert outcome["loss"] == records[-1]["loss"] and outcome["validation_loss"] == records[-1]["validation_loss"]
+    blocks = sum(p.numel() for name, p in model.named_parameters() if name.startswith(("layers", "norm")))
+    assert outcome["non_embedding_parameters"] == blocks and outcome["parameters"] == model.num_params()
+    before = (tmp_path / "result.json").read_bytes()
+    run(tmp_path, max_steps=6, validate_every_steps=3, validation_windows=8)  # nothing left to do
+    assert (tmp_path / "result.json").read_bytes() == before
+    with pytest.raises(RuntimeError, match="broken"):
+        run(tmp_path, max_steps=8, plan=Broken())
+    assert not (tmp_path / "result.json").exists()  # it failed on the way
+
+
+class Broken(FakePlan):
+    def windows(self, i, n):
+        raise RuntimeError("broken")
 
 
 def test_ranks_read_their_parts_and_a_resumed_run_reads_none(trained, tmp_path):

@@ -1,0 +1,39 @@
+"""The Slurm that the other tests here use is one: two nodes, jobs, requeues, and our wrapper reads what it says."""
+
+import pytest
+
+from lvm.cluster import slurm
+from lvm.runtime import UserError
+
+pytestmark = pytest.mark.slow
+
+
+def script(folder, body):
+    path = folder / "job.sh"
+    path.write_text(f"#!/bin/bash\n#SBATCH --output={folder}/out.txt --open-mode=append\n{body}\n")
+    return path
+
+
+def test_a_job_on_two_nodes(cluster, tmp_path):
+    job = slurm.submit(script(tmp_path, "srun bash -c 'echo $SLURM_NODEID $SLURMD_NODENAME'"), "--nodes=2")
+    cluster.wait(job, "COMPLETED")
+    assert sorted((tmp_path / "out.txt").read_text().split("\n"))[1:] == ["0 n1", "1 n2"]
+    found = slurm.jobs([job, "999999"])
+    assert set(found) == {job}
+    assert (found[job].state, found[job].nodes, found[job].exit_code) == ("COMPLETED", "n[1-2]", "0:0")
+    assert found[job].ended and found[job].started
+
+
+def test_a_requeued_job_runs_again(cluster, tmp_path):
+    job = slurm.submit(script(tmp_path, "echo run $SLURM_RESTART_COUNT; sleep 1$SLURM_RESTART_COUNT0"), "--requeue")
+    cluster.wait(job, "RUNNING")
+    slurm.requeue(job)
+    cluster.wait(job, "RUNNING", seconds=60)
+    assert slurm.jobs([job])[job].restarts == 1
+    slurm.cancel(job)
+    cluster.wait(job, "CANCELLED")
+
+
+def test_a_complaint_of_slurm_is_one_line(cluster, tmp_path):
+    with pytest.raises(UserError, match=r"^sbatch failed: .*invalid partition"):
+        slurm.submit(script(tmp_path, "true"), "--partition=nowhere")
