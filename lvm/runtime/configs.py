@@ -106,3 +106,30 @@ def _hint_name(hint: Any) -> str:
     if get_origin(hint) is not None or not isinstance(hint, type):
         return str(hint).replace("typing.", "")
     return "None" if hint is type(None) else hint.__name__
+
+
+def flat(value: Any, where: str = "") -> collections.abc.Iterator[tuple[str, Any]]:
+    """Dotted keys and leaves of nested mappings and lists."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flat(item, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from flat(item, f"{where}[{index}]")
+    else:
+        yield where, value
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One text for each leaf that differs: "optim.lr is 0.003 and was 0.004"."""
+    before, after = dict(flat(saved)), dict(flat(now))
+    absent = "absent"
+    return [
+        f"{key} is {after.get(key, absent)} and was {before.get(key, absent)}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key, absent) != after.get(key, absent)
+    ]
+
+
+def shown(lines: list[str], most: int = 6) -> str:
+    return "; ".join(lines[:most]) + (f"; and {len(lines) - most} more" if len(lines) > most else "")

@@ -5,7 +5,7 @@ cadences, logger, devices, micro-batch), and how the learning rate falls if it h
 refused, and the difference shown.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lvm.data import Plan
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError, build
 from lvm.runtime.checkpoint import load_checkpoint, newest_checkpoint, read_state, verify_checkpoint
+from lvm.runtime.configs import differences, shown
 from lvm.training.optim import OptimConfig, Optimizers, only_the_fall_differs, progress
 
 
@@ -115,30 +116,3 @@ def model_of_run(path: Path) -> LVM:
 def saved_state(state: TrainState, identity: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     described = {"facts": plan.facts, "fingerprint": plan.fingerprint}
     return {"train": asdict(state), "identity": dict(identity), "plan": described}
-
-
-def flat(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and leaves of nested mappings and lists."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from flat(item, f"{where}.{key}" if where else str(key))
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            yield from flat(item, f"{where}[{index}]")
-    else:
-        yield where, value
-
-
-def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One text for each leaf that differs: "optim.lr is 0.003 and was 0.004"."""
-    before, after = dict(flat(saved)), dict(flat(now))
-    absent = "absent"
-    return [
-        f"{key} is {after.get(key, absent)} and was {before.get(key, absent)}"
-        for key in dict.fromkeys([*before, *after])
-        if before.get(key, absent) != after.get(key, absent)
-    ]
-
-
-def shown(lines: list[str], most: int = 6) -> str:
-    return "; ".join(lines[:most]) + (f"; and {len(lines) - most} more" if len(lines) > most else "")

@@ -19,8 +19,9 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from lvm.model import LVM, LVMConfig, config_from_hugging_face, hugging_face_name, initial_weight
 from lvm.runtime import UserError, atomic_folder, read_json
 from lvm.runtime.checkpoint import load_tensors, newest_checkpoint
+from lvm.runtime.configs import differences, shown
 from lvm.runtime.distributed import Distributed
-from lvm.training.resume import config_of_run, differences, find_checkpoint, shown
+from lvm.training.resume import config_of_run, find_checkpoint
 
 # What may differ from the model whose weights are taken: they fit, and mean the same.
 _FREE = ("max_position", "z_loss", "tokens_per_picture", "prompt_bos", "tokenizer_fingerprint")
