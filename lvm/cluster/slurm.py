@@ -8,9 +8,11 @@ import os
 from collections.abc import Sequence
 
 from lvm.runtime import UserError
-from lvm.runtime.slurm import ENDED, Job, has_slurm, require_slurm, show_job, slurm
+from lvm.runtime.slurm import ENDED, Job, has_slurm, parse_job, require_slurm, show_job, slurm
 
-__all__ = ["ENDED", "Job", "cancel", "has_slurm", "jobs", "require_slurm", "requeue", "slurm", "submit"]
+__all__ = ["ENDED", "Job", "cancel", "has_slurm", "jobs", "requeue", "require_slurm", "slurm", "submit"]
+
+_ASKED_ONE_BY_ONE = 3
 
 
 def submit(script: str | os.PathLike[str], *options: str) -> str:
@@ -20,10 +22,19 @@ def submit(script: str | os.PathLike[str], *options: str) -> str:
 
 
 def jobs(ids: Sequence[str]) -> dict[str, Job]:
-    """What Slurm knows of these jobs; one it has forgotten is not in the answer."""
-    found = {job_id: job for job_id in ids if (job := show_job(job_id)) is not None}
+    """What Slurm knows of these jobs; one it has forgotten is not in the answer. Few questions for any number."""
+    if len(ids) > _ASKED_ONE_BY_ONE:
+        found = _among_all(ids)
+    else:
+        found = {job_id: job for job_id in ids if (job := show_job(job_id)) is not None}
     missing = [job_id for job_id in ids if job_id not in found]
     return found | (_from_accounts(missing) if missing else {})
+
+
+def _among_all(ids: Sequence[str]) -> dict[str, Job]:
+    lines = slurm("scontrol", "--oneliner", "show", "job").splitlines()
+    every = [parse_job(line) for line in lines if line.startswith("JobId=")]
+    return {job.id: job for job in every if job.id in set(ids)}
 
 
 def requeue(job_id: str) -> None:

@@ -7,6 +7,7 @@ A file is only appended to, so a killed run costs at most half a line. wandb and
 are asked for. A value that is a `Path` is a picture: its name in the JSON, itself in the others.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -108,9 +109,28 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [history[step] for step in sorted(history)]
 
 
+def read_tail(folder: str | os.PathLike[str], num_bytes: int = 64 * 1024) -> list[dict[str, Any]]:
+    """The last records of the newest attempt that has any, and of the one before it, oldest first; whatever is damaged
+    is left out. At most `num_bytes` of a file are read: a glance, where `read_metrics` is the history."""
+    found: list[list[dict[str, Any]]] = []
+    for path in sorted(Path(folder).glob(_PATTERN), reverse=True):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - num_bytes))
+            if records := _parse(file.read()):
+                found.append(records)
+        if len(found) == 2:
+            break
+    return [record for records in reversed(found) for record in records]
+
+
 def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return _parse(path.read_bytes())
+
+
+def _parse(content: bytes) -> list[dict[str, Any]]:
+    """The whole records among these bytes."""
     records: list[dict[str, Any]] = []
-    for line in path.read_bytes().split(b"\n"):
+    for line in content.split(b"\n"):
         try:
             record = json.loads(line)
         except ValueError:

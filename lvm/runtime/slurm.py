@@ -68,7 +68,12 @@ def show_job(job_id: str, timeout: float = 60) -> Job | None:
         if "Invalid job id" not in str(error):
             raise
         return None
-    values = fields(lines[0])
+    return parse_job(lines[0])
+
+
+def parse_job(line: str) -> Job:
+    """Of a line of `scontrol --oneliner show job`."""
+    values = fields(line)
     known = lambda key: "" if values.get(key) in (None, "(null)", "Unknown", "N/A") else values[key]
     return Job(
         values["JobId"],
