@@ -239,10 +239,21 @@ def state_of(run: Facts, known: Mapping[str, slurm.Job] | None) -> tuple[str, st
     if not run.lease:
         return ("failed", last_error(run.path)) if job is not None else ("new", "")
     if run.lease.get("released"):
-        return "failed", last_error(run.path)
+        return ("finished", "") if all_steps_saved(run) else ("failed", last_error(run.path))
     if alive is None and not (run.lease.get("job") and known is not None):  # Slurm would know its own
         return "unknown", f"on {run.lease.get('host')} since {run.lease.get('since')}"
     return "interrupted", last_error(run.path)
+
+
+def all_steps_saved(run: Facts) -> bool:
+    """So runs ended before they wrote what they came to."""
+    step, max_steps = last_checkpoint(run.path)[0], configured_steps(run)
+    return step is not None and max_steps is not None and step >= max_steps
+
+
+def configured_steps(run: Facts) -> int | None:
+    trainer = run.config.get("trainer")
+    return whole(trainer.get("max_steps")) if isinstance(trainer, dict) else None
 
 
 def signal_name(number: Any) -> str:
@@ -260,8 +271,7 @@ def describe(run: Facts, folder: Path, known: Mapping[str, slurm.Job] | None) ->
     checkpoint_step, checkpoint_age = last_checkpoint(run.path)
     steps = [step for step in (whole(latest.get("step")), checkpoint_step) if step is not None]
     step = max(steps) if not records and steps else whole(latest.get("step"))
-    trainer = run.config.get("trainer")
-    max_steps = whole(latest.get("max_steps") or (trainer.get("max_steps") if isinstance(trainer, dict) else None))
+    max_steps = whole(latest.get("max_steps")) or configured_steps(run)
     per_step = seconds_per_step(records)
     left = None if None in (step, max_steps, per_step) else max(0, max_steps - step) * per_step  # type: ignore[operator]
     at_work = state in WORKING
