@@ -6,36 +6,43 @@ key/value heads of size k, v vocabulary, T context, R = nodes x gpus ranks.
 FLOPs a token   6 (N - E) + 12 L h k T; causal: 6 (N - E) + 6 L h k T (PaLM, arXiv 2204.02311, appendix B)
 days            tokens x FLOPs a token / (R x peak x mfu) / 86,400; MFU counts all of attention, the causal variant half
 weights, gradients, moments
-                16 N / R bytes a GPU: float32 weights and gradients, two float32 AdamW moments, sharded over all ranks
-gathered        one rank: 2 N, all weights cast to bf16 in the step. More: bf16 weights of two layers (the one at work
-                and the next) and of embedding, final norm and head, which stay gathered (2 bytes), and the gradients
-                of one layer and of those in bf16 and float32 on their way to be reduced (6 bytes)
+                16 N / S bytes a GPU: float32 weights and gradients, two float32 AdamW moments, sharded over
+                S = R / replicate ranks
+gathered        one rank without recomputation: 2 N, all weights cast to bf16 in the step. Else bf16 weights of two
+                layers (the one at work and the next) and of embedding, final norm and head, which stay gathered
+                (2 bytes), and the gradients of one layer and of those in bf16 and float32 on their way to be reduced
+                (6 bytes)
 logits          2^22 elements at one time, in bf16, and in float32 with their softmax and gradient: 14 bytes each
 activations     a token and layer: 2 (4 d + 2 h k + 2 g k + 3 f) + 4 h bytes. Kept in bf16 for the backward pass: four
                 rows of d (the inputs of both norms and what these put out), queries and the output of attention (h k),
                 keys and values (g k), gate, up and their product (f); and attention's log-sum-exp in float32.
-                A token beside: 6 d + 8 (final norm, its float32 input, tokens). Nothing is recomputed but logits
+                activation_checkpointing=selective keeps products and attention: 2 (2 d + 2 h k + 2 g k + 2 f) + 4 h;
+                full keeps what enters a layer: 2 d; both add one layer of the first kind, which is at work in the
+                backward pass. A token beside: 6 d + 8 (final norm, its float32 input, tokens). Logits are recomputed
 micro-batch     the largest number of windows whose activations fit what is left of memory x (1 - reserve)
 checkpoint      12 N bytes: float32 weights and moments. Exported model: 2 N in bf16, 4 N in float32
 keys and values 4 L g k bytes a token of context when generating in 16 bits
 
-Memory is an estimate to plan with (allocator, kernels' work space and communication buffers are the reserve's); FLOPs
-and file sizes are exact but for names and headers.
+Memory is an estimate to plan with (allocator, kernels' work space and communication buffers are the reserve's);
+`python -m benchmarks.activation_memory` measures the activations. FLOPs and file sizes are exact but for names and
+headers. FLOPs spent on recomputation count nowhere: a lower mfu says what they cost.
 """
 
 import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lvm.commands._options import options_from
 from lvm.model import LOGITS_AT_ONCE, LVMConfig
 from lvm.runtime import UserError, build, write_json
 
 SECONDS_A_DAY = 86_400
+
+Recomputation = Literal["none", "selective", "full"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class CostOptions:
     memory: float = 141e9  # bytes of one GPU (H200: 141e9; H100 and A100: 80e9)
     mfu: float = 0.4  # share of the peak that training reaches; an assumption, replace it by what `lvm bench` says
     reserve: float = 0.1  # share of memory left to the allocator, kernels and communication
+    replicate: int = 1  # copies of weights and moments, trainer.parallel.replicate
+    activation_checkpointing: Recomputation = "none"  # trainer.parallel.activation_checkpointing
 
     def __post_init__(self) -> None:
         for name in ("nodes", "gpus", "tokens", "peak", "memory"):
@@ -58,6 +67,8 @@ class CostOptions:
             raise UserError(f"seq_len is {self.seq_len}; use 1 or more")
         if not 0 < self.mfu <= 1 or not 0 <= self.reserve < 1:
             raise UserError(f"mfu is {self.mfu:g} and reserve {self.reserve:g}; both are shares, from 0 to 1")
+        if self.replicate < 1 or self.nodes * self.gpus % self.replicate:
+            raise UserError(f"replicate is {self.replicate}; use a divisor of {self.nodes} nodes x {self.gpus} GPUs")
 
 
 # The formulas of the docstring.
@@ -69,19 +80,32 @@ def layer_params(config: LVMConfig) -> int:
     return 2 * d * k * (config.num_heads + config.num_kv_heads) + 3 * d * config.intermediate_size + norms
 
 
-def gathered_bytes(config: LVMConfig, ranks: int) -> int:
+def gathered_bytes(config: LVMConfig, ranks: int, recomputation: Recomputation = "none") -> int:
     """Beside a GPU's own shard: 16-bit weights and passing gradients."""
-    if ranks == 1:
+    if ranks == 1 and recomputation == "none":
         return 2 * config.num_params
     layer = layer_params(config)
     outer = config.num_params - config.num_layers * layer
     return 2 * (2 * layer + outer) + 6 * (layer + outer)
 
 
-def activation_bytes_per_token(config: LVMConfig) -> int:
-    d, h, g, k = config.hidden_size, config.num_heads, config.num_kv_heads, config.head_size
-    layer = 2 * (4 * d + 2 * h * k + 2 * g * k + 3 * config.intermediate_size) + 4 * h
-    return config.num_layers * layer + 6 * d + 8
+def activation_bytes_per_token(config: LVMConfig, recomputation: Recomputation = "none") -> int:
+    """What the forward pass keeps."""
+    d, f = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
+    layer = {
+        "none": 2 * (4 * d + 2 * queries + 2 * keys + 3 * f) + 4 * config.num_heads,
+        "selective": 2 * (2 * d + 2 * queries + 2 * keys + 2 * f) + 4 * config.num_heads,
+        "full": 2 * d,
+    }
+    return config.num_layers * layer[recomputation] + 6 * d + 8
+
+
+def recomputed_bytes_per_token(config: LVMConfig, recomputation: Recomputation) -> int:
+    """What the layer at work in the backward pass keeps beside that."""
+    if recomputation == "none":
+        return 0
+    return activation_bytes_per_token(replace(config, num_layers=1)) - 6 * config.hidden_size - 8
 
 
 def cache_bytes_per_token(config: LVMConfig) -> int:
@@ -91,9 +115,10 @@ def cache_bytes_per_token(config: LVMConfig) -> int:
 def cost(config: LVMConfig, options: CostOptions) -> dict[str, Any]:
     """Every figure by name; bytes, FLOPs and days as the docstring says."""
     ranks, seq_len = options.nodes * options.gpus, options.seq_len or config.max_position
-    states = 16 * config.num_params / ranks
-    gathered, logits = gathered_bytes(config, ranks), 14 * LOGITS_AT_ONCE
-    window = activation_bytes_per_token(config) * seq_len
+    states, recomputation = 16 * config.num_params / ranks * options.replicate, options.activation_checkpointing
+    gathered, logits = gathered_bytes(config, ranks, recomputation), 14 * LOGITS_AT_ONCE
+    token = activation_bytes_per_token(config, recomputation) + recomputed_bytes_per_token(config, recomputation)
+    window = token * seq_len
     usable = options.memory * (1 - options.reserve)
     micro_batch = max(0, math.floor((usable - states - gathered - logits) / window))
     flops, causal = config.flops_per_token(seq_len), config.flops_per_token(seq_len, causal=True)

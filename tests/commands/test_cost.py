@@ -50,6 +50,20 @@ def test_days_follow_from_flops_peak_and_mfu():
     assert found["gpu_hours"] == pytest.approx(found["days"] * 24 * 64)
 
 
+def test_recomputation_and_copies_by_hand():
+    memory = {
+        way: figures("3b", nodes=2, gpus=8, replicate=2, activation_checkpointing=way)["memory_per_gpu"]
+        for way in ("none", "selective", "full")
+    }
+    assert memory["none"]["weights_gradients_moments"] == 16 * 3_274_742_400 / 8
+    kept, beside = 2 * (8 * 3200 + 3 * 8640) + 4 * 32, 6 * 3200 + 8
+    products = 2 * (6 * 3200 + 2 * 8640) + 4 * 32
+    assert memory["selective"]["activations_per_window"] == 4096 * (26 * products + kept + beside)
+    assert memory["full"]["activations_per_window"] == 4096 * (26 * 2 * 3200 + kept + beside)
+    with pytest.raises(UserError, match="replicate is 3; use a divisor of 2 nodes x 8 GPUs"):
+        figures("3b", nodes=2, gpus=8, replicate=3)
+
+
 def test_memory_of_3b_on_64_gpus_by_hand():
     memory = figures("3b", nodes=8, gpus=8, memory=80e9, reserve=0.1)["memory_per_gpu"]
     assert memory["weights_gradients_moments"] == 16 * 3_274_742_400 / 64
