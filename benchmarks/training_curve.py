@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lvm.evaluation.charts import BLUE, GREEN, ORANGE, Line, line_chart
 from lvm.runtime import UserError, atomic_write, exit_with_one_line, read_json, write_json
+from lvm.runtime.charts import BLUE, GREEN, ORANGE, Line, line_chart
 from lvm.runtime.metrics import read_metrics
 
 KEPT = ("step", "minutes", "loss", "psnr", "held_out_psnr", "code_usage", "held_out_code_usage")

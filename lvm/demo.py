@@ -17,7 +17,7 @@ import numpy as np
 
 from lvm.commands.train import train_config
 from lvm.evaluation.prompts import source_prompts, world_clips, world_prompts
-from lvm.evaluation.report import number, write_report
+from lvm.evaluation.report import write_report
 from lvm.evaluation.sheet import report_sheet
 from lvm.evaluation.suite import Evaluation, evaluate_prompts
 from lvm.evaluation.tasks import Task, tasks_of
@@ -28,6 +28,7 @@ from lvm.runtime.config_files import load_config
 from lvm.runtime.hashing import held_out
 from lvm.runtime.machine import compile_problem, git_commit, machine_description
 from lvm.runtime.metrics import read_metrics
+from lvm.runtime.page import number
 from lvm.sources import Source, open_source
 from lvm.sources.world import WorldConfig, WorldSource
 from lvm.store import TokenStore, build_store

@@ -14,8 +14,9 @@ import numpy as np
 
 from lvm.commands._strips import Cell, Row, cell_side, decode, find_tokenizer, sentence_rows, sheet
 from lvm.commands.data import open_plan
-from lvm.evaluation.report import STYLE, png, section, table
+from lvm.evaluation.report import png
 from lvm.runtime import UserError, atomic_path
+from lvm.runtime.page import STYLE, section, table
 from lvm.sources import BrokenItem, Source, open_source
 from lvm.store import TokenStore
 from tokenizer import VQGAN

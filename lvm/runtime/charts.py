@@ -1,12 +1,13 @@
 """Small charts as inline SVG: readable on light and dark ground, no script, nothing loaded from elsewhere."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 BLUE, ORANGE, RED, GREEN = "#3d85c6", "#d9822b", "#d64545", "#3f9e6b"  # seen on white and on black
 INK = 'fill="currentColor"'
+ORDERED = ("#8a63c9", BLUE, "#2a9fa8", GREEN, "#a8932a", ORANGE, RED, "#c2569b")  # for a row of sizes
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number in few characters: 1.2M, 34k, 7.9, 0.33."""
+    """A number in few characters: 2e15, 1.2M, 34k, 7.9, 0.33."""
+    if abs(value) >= 1e12:
+        return f"{value:.3g}".replace("e+", "e")
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):.3g}{letter}"
@@ -90,6 +93,70 @@ def line_chart(
         parts.append(path(placed, line.colour, line.width, f'stroke-opacity="{line.opacity}"'))
     parts += legend([(line.name, line.colour) for line in lines if line.name], right)
     return svg(width, height, parts, f"{y_title} against {x_title}")
+
+
+@dataclass(frozen=True)
+class Series:
+    """What `log_chart` draws: a line, or dots (hollow ones are set apart), and a band around it."""
+
+    name: str  # in the legend; "" is not in it
+    points: Sequence[tuple[float, float]]
+    colour: str = BLUE
+    kind: str = "line"  # line, dashed, dots, rings
+    band: Sequence[tuple[float, float, float]] = ()  # (x, low, high)
+
+
+def log_chart(
+    series: Sequence[Series], x_title: str, y_title: str, width: int = 720, height: int = 340, log_y: bool = True
+) -> str:
+    """Series over a logarithmic x; y logarithmic too, unless asked otherwise. The legend stands at the right."""
+    xs = [x for one in series for x, _ in one.points] + [x for one in series for x, _, _ in one.band]
+    ys = [y for one in series for _, y in one.points] + [y for one in series for _, *ends in one.band for y in ends]
+    if not xs:
+        return ""
+    names = [(one.name, one.colour) for one in series if one.name]
+    to_y = math.log if log_y else float
+    x_low, x_high, y_low, y_high = math.log(min(xs)), math.log(max(xs)), to_y(min(ys)), to_y(max(ys))
+    x_pad, y_pad = 0.03 * (x_high - x_low) or 0.1, 0.06 * (y_high - y_low) or 0.05
+    left, top, bottom = 58, 34, height - 42
+    right = width - 16 - (max(7.2 * len(name) for name, _ in names) + 10 if names else 0)
+    at_x = lambda x: left + (math.log(x) - x_low + x_pad) / (x_high - x_low + 2 * x_pad) * (right - left)
+    at_y = lambda y: bottom - (to_y(y) - y_low + y_pad) / (y_high - y_low + 2 * y_pad) * (bottom - top)
+    parts = [text((left + right) / 2, height - 6, x_title), text(left - 50, 16, y_title, "start")]
+    for tick in _y_ticks(min(ys), max(ys), log_y):
+        parts += [rule(left, at_y(tick), right, at_y(tick)), text(left - 6, at_y(tick) + 4, short(tick), "end", 11)]
+    for tick in _few(log_ticks(min(xs), max(xs))) or [min(xs), max(xs)]:
+        parts += [rule(at_x(tick), top, at_x(tick), bottom), text(at_x(tick), bottom + 16, short(tick), size=11)]
+    for one in sorted(series, key=lambda one: one.kind in ("dots", "rings")):  # dots above lines
+        parts += _drawn(one, at_x, at_y)
+    for i, (name, colour) in enumerate(names):
+        parts.append(text(right + 12, top + 12 + 18 * i, name, "start", 12, f'fill="{colour}" font-weight="600"'))
+    return svg(width, height, parts, f"{y_title} against {x_title}")
+
+
+def _y_ticks(low: float, high: float, log_y: bool) -> list[float]:
+    if log_y and high > 8 * low:
+        return _few(log_ticks(low, high))
+    return nice_ticks(low, high)
+
+
+def _few(ticks: list[float]) -> list[float]:
+    """Powers of ten alone where there would be too many."""
+    return ticks if len(ticks) <= 9 else [tick for tick in ticks if f"{tick:e}"[0] == "1"]
+
+
+def _drawn(one: Series, at_x: Callable[[float], float], at_y: Callable[[float], float]) -> list[str]:
+    parts = []
+    if one.band:
+        edge = [(x, high) for x, _, high in one.band] + [(x, low) for x, low, _ in reversed(one.band)]
+        joined = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in edge)
+        parts.append(f'<polygon points="{joined}" fill="{one.colour}" fill-opacity="0.14"/>')
+    placed = [(at_x(x), at_y(y)) for x, y in one.points]
+    if one.kind in ("dots", "rings"):
+        fill = one.colour if one.kind == "dots" else "none"
+        ring = f'fill="{fill}" stroke="{one.colour}" stroke-width="2"'
+        return parts + [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" {ring}/>' for x, y in placed]
+    return parts + [path(placed, one.colour, 2.0, 'stroke-dasharray="6 5"' if one.kind == "dashed" else "")]
 
 
 def legend(entries: Sequence[tuple[str, str]], right: float, y: float = 16) -> list[str]:
