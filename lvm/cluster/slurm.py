@@ -5,20 +5,40 @@ cluster keeps accounts.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lvm.runtime import UserError
 from lvm.runtime.slurm import ENDED, Job, has_slurm, parse_job, require_slurm, show_job, slurm
 
-__all__ = ["ENDED", "Job", "cancel", "has_slurm", "jobs", "requeue", "require_slurm", "slurm", "submit"]
+__all__ = [
+    "ENDED",
+    "Job",
+    "cancel",
+    "forbid_requeue",
+    "has_slurm",
+    "jobs",
+    "requeue",
+    "require_slurm",
+    "slurm",
+    "submit",
+]
 
 _ASKED_ONE_BY_ONE = 3
 
 
-def submit(script: str | os.PathLike[str], *options: str) -> str:
-    """Submit a job script; its id."""
-    answer = slurm("sbatch", "--parsable", *options, str(script)).strip().splitlines()[-1]
-    return answer.partition(";")[0]  # "id;cluster"
+def submit(
+    script: str | os.PathLike[str],
+    *options: str,
+    arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Submit a job script, which is given `arguments` and inherits `environment` (default: that of here); its id."""
+    answer = (
+        slurm("sbatch", "--parsable", *options, str(script), *arguments, environment=environment)
+        .strip()
+        .splitlines()[-1]
+    )
+    return answer.strip().splitlines()[-1].partition(";")[0]  # "id;cluster"
 
 
 def jobs(ids: Sequence[str]) -> dict[str, Job]:
@@ -39,6 +59,11 @@ def _among_all(ids: Sequence[str]) -> dict[str, Job]:
 
 def requeue(job_id: str) -> None:
     slurm("scontrol", "requeue", job_id)
+
+
+def forbid_requeue(job_id: str) -> None:
+    """By the job itself, and after the loss of a node."""
+    slurm("scontrol", "update", f"JobId={job_id}", "Requeue=0")
 
 
 def cancel(*job_ids: str) -> None:

@@ -5,6 +5,7 @@ name made of the experiment and the overrides, never of the time.
 """
 
 import hashlib
+import os
 import re
 import signal
 from collections.abc import Sequence
@@ -17,10 +18,14 @@ import torch.distributed as dist
 
 from lvm.data import Plan, TokenPlan, held_out_plan, open_plan
 from lvm.model import LVM, LVMConfig
-from lvm.runtime import UserError, build
+from lvm.runtime import UserError, build, read_json
 from lvm.runtime.config_files import load_config
 from lvm.runtime.distributed import Distributed, lost_peers_named
-from lvm.training import Answer, OptimConfig, RunOptions, TrainerConfig, TrainResult, train
+from lvm.runtime.rendezvous import cluster_environment
+from lvm.runtime.requeue import count_restart, newest_step, number_of_restart, requeue_own_job
+from lvm.runtime.signals import StopFlag, signals_ignored
+from lvm.training import Answer, OptimConfig, RunOptions, TrainerConfig, TrainResult, TrainState, train
+from lvm.training.outcome import FILE as OUTCOME_FILE
 
 # Overrides that may change from call to call of one run.
 _NOT_IN_NAME = re.compile(
@@ -102,11 +107,24 @@ def evaluation(
     return held_out, HeldOutAnswers(held_out, tokenizer, run_dir / "answers", room)
 
 
+def finished_before(run_dir: Path, max_steps: int) -> TrainResult | None:
+    """What a restarted job or a later link of a chain finds finished: nothing has to be loaded to say so."""
+    outcome = run_dir / OUTCOME_FILE
+    if not number_of_restart() or not outcome.is_file():
+        return None
+    facts = read_json(outcome)
+    if not facts["finished"] or facts["max_steps"] < max_steps:
+        return None
+    return TrainResult(TrainState(step=facts["step"], tokens=facts["tokens"], seconds=facts["seconds"]), True)
+
+
+def first_process() -> bool:
+    """Before ranks are launched: whether this becomes rank 0."""
+    return not any(int(os.environ.get(key) or 0) for key in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+
+
 def train_config(overrides: Sequence[str]) -> TrainResult:
     """Compose configs/train.yaml with `overrides` and train; every rank of a launched job calls it alike."""
-    from lightning.fabric import Fabric
-    from lightning.fabric.strategies.launchers import subprocess_script
-
     # `tokenizer` is a folder of configs, whose files Hydra would look for.
     composed = [re.sub(r"^tokenizer=", "vqgan=", override) for override in overrides]
     config = load_config("train", composed)
@@ -114,10 +132,27 @@ def train_config(overrides: Sequence[str]) -> TrainResult:
     optim = build(OptimConfig, config["optim"], "optim")
     build(LVMConfig, config["model"], "model")  # a mistake is said before any store is built
     run_dir = Path(config["run_dir"] or Path("runs") / run_name(overrides))
+    result = finished_before(run_dir, trainer.max_steps)
+    if result is not None:
+        if first_process():
+            print(f"finished at step {result.state.step}: {run_dir}")
+        return result
+    count_restart(run_dir, newest_step(run_dir), first_process())
+    with StopFlag((signal.SIGUSR2,)):  # the warning before the time limit may come before the loop
+        return launch_and_train(config, trainer, optim, run_dir)
+
+
+def launch_and_train(config: dict[str, Any], trainer: TrainerConfig, optim: OptimConfig, run_dir: Path) -> TrainResult:
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies.launchers import subprocess_script
 
     strategy = "auto" if trainer.devices == trainer.num_nodes == 1 else "ddp"  # ddp: Fabric opens the process group
     fabric = Fabric(
-        accelerator=trainer.accelerator, strategy=strategy, devices=trainer.devices, num_nodes=trainer.num_nodes
+        accelerator=trainer.accelerator,
+        strategy=strategy,
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        plugins=cluster_environment(trainer.devices, trainer.num_nodes),
     )
     # Lightning would kill rank 0 without a word when another rank ends; `lost_peers_named` says it instead.
     subprocess_script._launch_process_observer = lambda child_processes: None
@@ -137,12 +172,23 @@ def train_config(overrides: Sequence[str]) -> TrainResult:
             run = RunOptions(run_dir, config["seed"], **options, **config["logger"])
             held_out, answer = evaluation(config, trainer, model.config, plan, run_dir)
             result = train(trainer, optim, plan, model, run, fabric.device, held_out, answer)
-            if fabric.is_global_zero:
+            if ranks.is_main:
                 print(f"{'finished' if result.finished else 'stopped'} at step {result.state.step}: {run_dir}")
+            if not result.finished:
+                come_back(run_dir, result, ranks)
             return result
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def come_back(run_dir: Path, result: TrainResult, ranks: Distributed) -> None:
+    """A stopped run is saved, its lease released: see that it starts again. The ranks end after that has been asked."""
+    received = next((number for number in ranks.gather(result.signal) if number is not None), None)
+    with signals_ignored():
+        if ranks.is_main:
+            print(requeue_own_job(received, result.state.step, newest_step(run_dir)), flush=True)
+        ranks.barrier()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -153,5 +199,4 @@ def main(argv: Sequence[str]) -> int:
     result = train_config(list(argv))
     if result.finished:
         return 0
-    print("the same command continues it")
     return 128 + (result.signal or signal.SIGTERM)
