@@ -10,6 +10,7 @@ rank has synced its file, rank 0 writes the manifest and renames the folder. Not
 own checkpoint format would be, hence its Hugging Face writer and reader.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -55,16 +56,27 @@ def list_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def newest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
-    """The newest checkpoint whose every byte is as it was written, or None; a line names each damaged one passed over.
+    """The newest checkpoint whose every byte is as it was written; a line names each damaged one passed over.
 
+    None if there is no checkpoint at all; raises `UserError` if there are some and each is damaged: a run that began
+    again at step 0 without a word would lose them.
     Reads all files once (sha256). In a run of several ranks let one rank ask and tell the others.
     """
+    damaged = []
     for path in reversed(list_checkpoints(folder)):
         try:
             verify_checkpoint(path)
-            return path
         except UserError as error:
-            print(f"passed over a damaged checkpoint: {error}", file=sys.stderr)
+            damaged.append(str(error).partition(";")[0])
+            continue
+        for text in damaged:
+            print(f"passed over a damaged checkpoint: {text}; going on with {path.name}", file=sys.stderr)
+        return path
+    if damaged:
+        raise UserError(
+            f"{folder} holds no checkpoint that is whole: {', '.join(damaged[:4])}{', ...' if damaged[4:] else ''}; "
+            f"put a good copy of one there, or remove all step-* in it to begin again at step 0"
+        )
     return None
 
 
@@ -210,7 +222,7 @@ class CheckpointWriter:
             self.folder.mkdir(parents=True, exist_ok=True)
             if lease is not None:
                 lease.check()
-            for pattern in (".tmp-step-*", ".old-step-*"):
+            for pattern in (".tmp-*", ".old-*"):  # of saves, branches and removals
                 for left in self.folder.glob(pattern):
                     shutil.rmtree(left, ignore_errors=True)
 
@@ -341,7 +353,7 @@ class CheckpointWriter:
         }
         best = self._rules[2] > 0
         for number in superseded({n: _figure(path) if best else None for n, path in earlier.items()}, *self._rules):
-            shutil.rmtree(earlier[number], ignore_errors=True)
+            _remove(earlier[number])
 
     def _broadcast(self, value: Any) -> Any:
         if not self._distributed:
@@ -368,6 +380,14 @@ def superseded(
     if keep_every_steps:
         kept |= {step for step in steps if step % keep_every_steps == 0}
     return [step for step in steps if step not in kept]
+
+
+def _remove(path: Path) -> None:
+    """A kill on the way leaves no half of a checkpoint under its name."""
+    aside = path.with_name(f".old-{path.name}.{uuid.uuid4().hex[:8]}")
+    with contextlib.suppress(OSError):  # it stays, and is superseded at the next save again
+        os.rename(path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _figure(path: Path) -> float | None:
