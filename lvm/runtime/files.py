@@ -85,6 +85,13 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def sweep(folder: Path, *names: str) -> None:
+    """Remove what killed writers of these files left beside them; whoever calls is their only writer by now."""
+    for name in names:
+        for left in folder.glob(f".tmp-????????-{name}"):
+            left.unlink(missing_ok=True)
+
+
 def write_json(path: str | os.PathLike[str], value: Any, sort_keys: bool = True) -> None:
     atomic_write(path, json.dumps(value, indent=1, sort_keys=sort_keys) + "\n")
 

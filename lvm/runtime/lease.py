@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvm.runtime.errors import UserError
-from lvm.runtime.files import atomic_write, locked
+from lvm.runtime.files import atomic_write, locked, sweep
 
 if TYPE_CHECKING:
     from lvm.runtime.distributed import Distributed
@@ -67,6 +67,7 @@ class RunLease:
                 )
             self.attempt = int(owner.get("attempt", -1)) + 1
             self._record = describe_self() | {"token": self._token, "attempt": self.attempt}
+            sweep(self.path.parent, self.path.name)
             atomic_write(self.path, json.dumps(self._record, indent=1) + "\n")
 
     def check(self) -> None:

@@ -23,6 +23,7 @@ from lvm.model import LVM
 from lvm.runtime import UserError, write_json
 from lvm.runtime.checkpoint import CheckpointWriter
 from lvm.runtime.distributed import Distributed, PeerWatch, StopAgreement, lost_peers_named
+from lvm.runtime.files import sweep
 from lvm.runtime.lease import held_lease
 from lvm.runtime.machine import bf16_is_fast, compile_problem, git_commit, machine_description, set_threads
 from lvm.runtime.signals import StopFlag
@@ -346,6 +347,8 @@ def train(
         stack.enter_context(lost_peers_named(ranks))
         lease = stack.enter_context(held_lease(run.run_dir, ranks))
         release = lease.release if lease is not None else lambda: None
+        if ranks.is_main:
+            sweep(run.run_dir, "config.json", "machine.json", "result.json")
         stack.enter_context(PeerWatch(ranks, config.peer_timeout_seconds, release))
         flag = stack.enter_context(StopFlag())
         folder = run.run_dir / "checkpoints"
