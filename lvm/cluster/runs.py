@@ -123,7 +123,14 @@ def read_facts(path: Path) -> Facts:
     if lease.get("job") and str(lease["job"]) not in job_ids:
         job_ids.append(str(lease["job"]))
     config, result = read_mapping(path / "config.json"), read_mapping(path / "result.json")
-    return Facts(path, config, lease, result, tuple(job_ids), (path / CANCELLED).exists())
+    return Facts(path, config, lease, result, tuple(job_ids), is_cancelled(path))
+
+
+def is_cancelled(path: Path) -> bool:
+    """Whether nothing was submitted since."""
+    with contextlib.suppress(OSError):
+        return (path / CANCELLED).stat().st_mtime_ns >= (path / JOBS).stat().st_mtime_ns
+    return False
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

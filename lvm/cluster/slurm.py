@@ -33,11 +33,7 @@ def submit(
     environment: Mapping[str, str] | None = None,
 ) -> str:
     """Submit a job script, which is given `arguments` and inherits `environment` (default: that of here); its id."""
-    answer = (
-        slurm("sbatch", "--parsable", *options, str(script), *arguments, environment=environment)
-        .strip()
-        .splitlines()[-1]
-    )
+    answer = slurm("sbatch", "--parsable", *options, str(script), *arguments, environment=environment)
     return answer.strip().splitlines()[-1].partition(";")[0]  # "id;cluster"
 
 

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def mark_cancelled(run: Facts) -> None:
-    """Read before a requeue, so it is there before the first signal; a new launch removes it."""
+    """For those who look at it later; a later submission makes it void."""
     if (run.path / JOBS).is_file():
         write_json(run.path / CANCELLED, {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "pid": os.getpid()})
 
@@ -46,6 +46,7 @@ def cancel_jobs(jobs: Sequence[slurm.Job], now: bool) -> list[str]:
     """What was done, a line a job. Waiting jobs first: none may start when the one at work ends."""
     done = []
     for job in sorted(jobs, key=lambda job: job.state.lower() in WORKING):
+        slurm.forbid_requeue(job.id)  # a run that has saved asks for one unless its job may not be
         if now:
             slurm.cancel(job.id)
             done.append(f"job {job.id} ({job.state}) is killed")

@@ -20,7 +20,7 @@ import sys
 import threading
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 from lvm.runtime.errors import UserError, is_user_error
-from lvm.runtime.files import read_json, sha256_file, sync_folder
+from lvm.runtime.files import atomic_folder, read_json, sha256_file, sync_folder
 from lvm.runtime.lease import RunLease
 
 FORMAT_VERSION = 1
@@ -53,6 +53,20 @@ def list_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
         return []
     found = [(int(match[1]), path) for path in Path(folder).iterdir() if (match := _STEP.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
+
+
+def linked(checkpoint: Path, folder: Path) -> Path:
+    """A checkpoint in another folder of checkpoints; its files are the same ones where the file system can do that."""
+    with atomic_folder(folder / checkpoint.name) as aside:
+        shutil.copytree(checkpoint, aside, copy_function=_link_or_copy, dirs_exist_ok=True)
+    return folder / checkpoint.name
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def newest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
@@ -199,9 +213,11 @@ class CheckpointWriter:
         keep_last: int = 2,
         keep_every_steps: int = 0,
         keep_best: int = 0,
+        on_complete: Callable[[Path], None] | None = None,
     ) -> None:
         """Kept are the `keep_last` newest, those of every `keep_every_steps` steps for ever (0: none), and the
-        `keep_best` whose `figure` is lowest."""
+        `keep_best` whose `figure` is lowest. `on_complete` is called on rank 0 with each complete checkpoint, by the
+        thread that wrote it; what it raises ends the run."""
         if keep_last < 1 or keep_every_steps < 0 or keep_best < 0:
             raise UserError(
                 f"keep_last is {keep_last}, keep_every_steps {keep_every_steps} and keep_best {keep_best}; at least 1 "
@@ -209,6 +225,7 @@ class CheckpointWriter:
             )
         self.folder, self.lease = Path(folder), lease
         self._rules = keep_last, keep_every_steps, keep_best
+        self._on_complete = on_complete
         self._distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         # Its own group: collectives from a thread beside training's on one group deadlock.
         self._group = dist.new_group(backend="gloo") if self._distributed else None
@@ -320,6 +337,8 @@ class CheckpointWriter:
             text, is_users = failure
             kind = UserError if is_users else RuntimeError
             raise kind(f"the checkpoint of step {step} could not be written to {self.folder}: {text}") from problem
+        if self._rank == 0 and self._on_complete is not None:
+            self._on_complete(step_folder(self.folder, step))
 
     def _complete(self, step: int, aside: Path, files: dict[str, Any], state: str, facts: dict[str, Any]) -> None:
         """Rank 0: state, manifest, rename, and the oldest folders removed."""

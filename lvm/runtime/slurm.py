@@ -7,6 +7,7 @@ PREEMPTED, NODE_FAIL, OUT_OF_MEMORY ... A job that is being ended is COMPLETING,
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lvm.runtime.errors import UserError
@@ -40,11 +41,11 @@ def require_slurm() -> None:
         raise UserError("there is no Slurm on this machine (no sbatch); log in to your cluster or use launcher=local")
 
 
-def slurm(command: str, *arguments: str, timeout: float = 60) -> str:
+def slurm(command: str, *arguments: str, timeout: float = 60, environment: Mapping[str, str] | None = None) -> str:
     """Output of one of Slurm's commands. Raises `UserError` with its first line of complaint."""
     require_slurm()
     try:
-        done = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=timeout)
+        done = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=timeout, env=environment)
     except subprocess.TimeoutExpired:
         raise UserError(f"{command} gave no answer for {timeout:.0f} s; is slurmctld up? (scontrol ping)") from None
     except FileNotFoundError:

@@ -6,8 +6,6 @@ part is cut from the whole, so that weights do not depend on the mesh, and one t
 a stored one the part alone is read.
 """
 
-import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,8 +15,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lvm.model import LVM, LVMConfig, config_from_hugging_face, hugging_face_name, initial_weight
-from lvm.runtime import UserError, atomic_folder, read_json
-from lvm.runtime.checkpoint import load_tensors, newest_checkpoint
+from lvm.runtime import UserError, read_json
+from lvm.runtime.checkpoint import linked, load_tensors, newest_checkpoint
 from lvm.runtime.configs import differences, shown
 from lvm.runtime.distributed import Distributed
 from lvm.training.resume import config_of_run, find_checkpoint
@@ -58,20 +56,6 @@ def find_newest(folder: Path, branch_from: Path | None, ranks: Distributed) -> P
             problem = error
     ranks.together(problem)
     return ranks.broadcast(path)
-
-
-def linked(checkpoint: Path, folder: Path) -> Path:
-    """A checkpoint in another folder of checkpoints; its files are the same ones where the file system can do that."""
-    with atomic_folder(folder / checkpoint.name) as aside:
-        shutil.copytree(checkpoint, aside, copy_function=_link_or_copy, dirs_exist_ok=True)
-    return folder / checkpoint.name
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def find_start(init_from: Path | None, ranks: Distributed) -> Path | None:
