@@ -321,11 +321,13 @@ def train(
     device: torch.device | str = "cpu",
     held_out: Plan | None = None,
     answer: Answer | None = None,
+    on_checkpoint: Callable[[Path], None] | None = None,
 ) -> TrainResult:
     """Train `model` in place on the windows of `plan`, continuing the newest checkpoint in `run.run_dir`.
 
     Every rank calls it alike, the process group (if any) being there already. `held_out` is what is validated on;
-    `answer(model, step)`, called on rank 0, returns figures for the log, a `Path` among them being a picture.
+    `answer(model, step)`, called on rank 0, returns figures for the log, a `Path` among them being a picture;
+    `on_checkpoint(path)` is called there for each complete one, by the thread that writes them.
     Raises `UserError` for a config that cannot be, a run folder in use, a checkpoint of another run; `NotFinite` for a
     step that would spoil the weights.
     """
@@ -364,7 +366,8 @@ def train(
         elif newest is None and empty:
             draw_weights(model, run.seed)
         optimizer = make_optimizer(model, optim)
-        writer = CheckpointWriter(folder, lease, config.keep_checkpoints, config.keep_every_steps, config.keep_best)
+        keep = config.keep_checkpoints, config.keep_every_steps, config.keep_best
+        writer = CheckpointWriter(folder, lease, *keep, on_checkpoint)
         state = TrainState()
         if newest is not None:
             state = restore(newest, model, optimizer, identity, plan, run.new_plan)
