@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvm.runtime.errors import UserError
-from lvm.runtime.files import atomic_write, locked, sweep
+from lvm.runtime.files import atomic_write, locked
+from lvm.runtime.slurm import show_job
 
 if TYPE_CHECKING:
     from lvm.runtime.distributed import Distributed
@@ -46,9 +47,10 @@ def boot_id() -> str:
 class RunLease:
     """Held from construction to `release`; rank 0 of a run makes one, and each task of a bulk job one of its `name`.
 
-    Takes over at once from a dead process of this host, and from the same Slurm job at a lower restart count; with
-    `over_hosts` from any process of another host too, which finds out at its next check: for work that may be done
-    twice without harm, and is more often continued elsewhere than still running there. Raises `UserError` naming host,
+    Takes over at once from a dead process of this host, from the same Slurm job at a lower restart count, and from a
+    job that Slurm says has ended (the link of a chain before this one; its ranks may live on behind a node that was
+    lost); with `over_hosts` from any process of another host too, which finds out at its next check: for work that
+    may be done twice without harm, and is more often continued elsewhere than still running there. Raises `UserError` naming host,
     pid and time where the owner lives (or may live: another host is not asked).
     `attempt` counts the incarnations of the run from 0.
     """
@@ -67,7 +69,6 @@ class RunLease:
                 )
             self.attempt = int(owner.get("attempt", -1)) + 1
             self._record = describe_self() | {"token": self._token, "attempt": self.attempt}
-            sweep(self.path.parent, self.path.name)
             atomic_write(self.path, json.dumps(self._record, indent=1) + "\n")
 
     def check(self) -> None:
@@ -112,15 +113,18 @@ def describe_self() -> dict[str, Any]:
         "pid": os.getpid(),
         "start": process_start(os.getpid()),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "cluster": os.environ.get("SLURM_CLUSTER_NAME"),
         "job": os.environ.get("SLURM_JOB_ID"),
         "restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
     }
 
 
 def may_take_over(owner: Mapping[str, Any]) -> bool:
-    """Whether the owner is surely dead, or a former incarnation of this Slurm job."""
+    """Whether the owner is surely dead, a former incarnation of this Slurm job, or what is left of a job that ended."""
     here = describe_self()
     if here["job"] is not None and owner.get("job") == here["job"] and here["restart"] > int(owner.get("restart") or 0):
+        return True
+    if job_has_ended(owner):
         return True
     if owner.get("host") != here["host"]:
         return False
@@ -128,6 +132,20 @@ def may_take_over(owner: Mapping[str, Any]) -> bool:
         # The host was booted since, or it is another container there; only the first is surely dead.
         return str(owner.get("boot")).split()[:1] != here["boot"].split()[:1]
     return process_start(int(owner["pid"])) != owner.get("start")
+
+
+def job_has_ended(owner: Mapping[str, Any]) -> bool:
+    """Whether Slurm, asked from another job of its cluster, knows the owner's job as ended, or no more."""
+    here = os.environ.get("SLURM_CLUSTER_NAME")
+    if not owner.get("job") or owner["job"] == os.environ.get("SLURM_JOB_ID") or here is None:
+        return False
+    if owner.get("cluster") != here:
+        return False
+    try:
+        job = show_job(owner["job"])
+    except UserError:  # not to be asked here
+        return False
+    return job is None or job.ended
 
 
 @contextlib.contextmanager

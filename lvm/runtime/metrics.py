@@ -12,10 +12,13 @@ import json
 import math
 import os
 import time
+import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from lvm.runtime.files import atomic_write
 
 _PATTERN = "attempt-*.jsonl"
 
@@ -26,7 +29,8 @@ class MetricsLog:
     `resumed_at` is the step this attempt continued from (default: the one before its first record): what former
     attempts logged after it counts no more.
     `wandb` holds arguments of `wandb.init` (project, name, id ...), or None. Without an API key it runs offline;
-    whatever fails in it is said once and never stops the run. `tensorboard` writes events to `RUN/tensorboard`.
+    whatever fails in it is said once and never stops the run; its id is kept in RUN/wandb_id for the next attempt.
+    `tensorboard` writes events to `RUN/tensorboard`.
     """
 
     def __init__(
@@ -196,10 +200,19 @@ def _open_wandb(folder: Path, arguments: Mapping[str, Any]) -> Any:
 
         has_key = bool(os.environ.get("WANDB_API_KEY")) or "api.wandb.ai" in _netrc()
         mode = os.environ.get("WANDB_MODE") or ("online" if has_key else "offline")
-        return wandb.init(dir=str(folder.parent), **({"mode": mode, "resume": "allow"} | dict(arguments)))
+        own = {"mode": mode, "resume": "allow", "id": _wandb_id(folder.parent)}
+        return wandb.init(dir=str(folder.parent), **(own | dict(arguments)))
     except Exception as error:
         warnings.warn(f"wandb could not start ({error}); metrics are in {folder}", stacklevel=3)
         return None
+
+
+def _wandb_id(run_dir: Path) -> str:
+    """All attempts of a run are one run there too."""
+    path = run_dir / "wandb_id"
+    if not path.exists():
+        atomic_write(path, uuid.uuid4().hex[:8])
+    return path.read_text()
 
 
 def _netrc() -> str:

@@ -23,7 +23,6 @@ from lvm.model import LVM
 from lvm.runtime import UserError, write_json
 from lvm.runtime.checkpoint import CheckpointWriter
 from lvm.runtime.distributed import Distributed, PeerWatch, StopAgreement, lost_peers_named
-from lvm.runtime.files import sweep
 from lvm.runtime.lease import held_lease
 from lvm.runtime.machine import bf16_is_fast, compile_problem, git_commit, machine_description, set_threads
 from lvm.runtime.signals import StopFlag
@@ -95,6 +94,11 @@ class TrainerConfig:
     accelerator: str = "auto"  # auto, cpu, cuda
     devices: int | Literal["auto"] = 1  # processes on this machine
     num_nodes: int = 1
+
+    @property
+    def writes_every_steps(self) -> tuple[int, ...]:
+        """Beside the log."""
+        return self.save_every_steps, self.validate_every_steps, self.answer_every_steps
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "log_every_steps", "validation_windows", "max_bad_steps"):
@@ -321,13 +325,11 @@ def train(
     device: torch.device | str = "cpu",
     held_out: Plan | None = None,
     answer: Answer | None = None,
-    on_checkpoint: Callable[[Path], None] | None = None,
 ) -> TrainResult:
     """Train `model` in place on the windows of `plan`, continuing the newest checkpoint in `run.run_dir`.
 
     Every rank calls it alike, the process group (if any) being there already. `held_out` is what is validated on;
-    `answer(model, step)`, called on rank 0, returns figures for the log, a `Path` among them being a picture;
-    `on_checkpoint(path)` is called there for each complete one, by the thread that writes them.
+    `answer(model, step)`, called on rank 0, returns figures for the log, a `Path` among them being a picture.
     Raises `UserError` for a config that cannot be, a run folder in use, a checkpoint of another run; `NotFinite` for a
     step that would spoil the weights.
     """
@@ -349,8 +351,7 @@ def train(
         stack.enter_context(lost_peers_named(ranks))
         lease = stack.enter_context(held_lease(run.run_dir, ranks))
         release = lease.release if lease is not None else lambda: None
-        if ranks.is_main:
-            sweep(run.run_dir, "config.json", "machine.json", "result.json")
+        must_be_ours = lease.check if lease is not None else lambda: None
         stack.enter_context(PeerWatch(ranks, config.peer_timeout_seconds, release))
         flag = stack.enter_context(StopFlag())
         folder = run.run_dir / "checkpoints"
@@ -366,8 +367,7 @@ def train(
         elif newest is None and empty:
             draw_weights(model, run.seed)
         optimizer = make_optimizer(model, optim)
-        keep = config.keep_checkpoints, config.keep_every_steps, config.keep_best
-        writer = CheckpointWriter(folder, lease, *keep, on_checkpoint)
+        writer = CheckpointWriter(folder, lease, config.keep_checkpoints, config.keep_every_steps, config.keep_best)
         state = TrainState()
         if newest is not None:
             state = restore(newest, model, optimizer, identity, plan, run.new_plan)
@@ -430,6 +430,8 @@ def train(
             )
             journal.advance()
             on_time, last = due(config.log_every_steps, state.step), state.step == max_steps
+            if on_time or last or any(due(every, state.step) for every in config.writes_every_steps):
+                must_be_ours()
             if on_time or last or due(config.save_every_steps, state.step):
                 state = bad_steps.read(state)
             if on_time or last:  # a last odd interval is kept, for a run that max_steps prolongs
@@ -447,6 +449,7 @@ def train(
             state = bad_steps.read(state)
             save()
         writer.wait()
+        must_be_ours()
         if ranks.is_main:
             write_outcome(run.run_dir, state, max_steps, flag.received, model.config, plan.seq_len)
         return TrainResult(state, state.step >= max_steps, flag.received)
