@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lvm.runtime.errors import UserError
-from lvm.runtime.files import atomic_write, locked
+from lvm.runtime.files import atomic_write, locked, sweep
 from lvm.runtime.slurm import show_job
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class RunLease:
     Takes over at once from a dead process of this host, from the same Slurm job at a lower restart count, and from a
     job that Slurm says has ended (the link of a chain before this one; its ranks may live on behind a node that was
     lost); with `over_hosts` from any process of another host too, which finds out at its next check: for work that
-    may be done twice without harm, and is more often continued elsewhere than still running there. Raises `UserError` naming host,
-    pid and time where the owner lives (or may live: another host is not asked).
+    may be done twice without harm, and is more often continued elsewhere than still running there. Raises `UserError`
+    naming host, pid and time where the owner lives (or may live: another host is not asked).
     `attempt` counts the incarnations of the run from 0.
     """
 
@@ -69,6 +69,7 @@ class RunLease:
                 )
             self.attempt = int(owner.get("attempt", -1)) + 1
             self._record = describe_self() | {"token": self._token, "attempt": self.attempt}
+            sweep(self.path.parent, self.path.name)
             atomic_write(self.path, json.dumps(self._record, indent=1) + "\n")
 
     def check(self) -> None:

@@ -23,6 +23,7 @@ from lvm.model import LVM
 from lvm.runtime import UserError, write_json
 from lvm.runtime.checkpoint import CheckpointWriter
 from lvm.runtime.distributed import Distributed, PeerWatch, StopAgreement, lost_peers_named
+from lvm.runtime.files import sweep
 from lvm.runtime.lease import held_lease
 from lvm.runtime.machine import bf16_is_fast, compile_problem, git_commit, machine_description, set_threads
 from lvm.runtime.signals import StopFlag
@@ -325,11 +326,13 @@ def train(
     device: torch.device | str = "cpu",
     held_out: Plan | None = None,
     answer: Answer | None = None,
+    on_checkpoint: Callable[[Path], None] | None = None,
 ) -> TrainResult:
     """Train `model` in place on the windows of `plan`, continuing the newest checkpoint in `run.run_dir`.
 
     Every rank calls it alike, the process group (if any) being there already. `held_out` is what is validated on;
-    `answer(model, step)`, called on rank 0, returns figures for the log, a `Path` among them being a picture.
+    `answer(model, step)`, called on rank 0, returns figures for the log, a `Path` among them being a picture;
+    `on_checkpoint(path)` is called there for each complete one, by the thread that writes them.
     Raises `UserError` for a config that cannot be, a run folder in use, a checkpoint of another run; `NotFinite` for a
     step that would spoil the weights.
     """
@@ -352,6 +355,8 @@ def train(
         lease = stack.enter_context(held_lease(run.run_dir, ranks))
         release = lease.release if lease is not None else lambda: None
         must_be_ours = lease.check if lease is not None else lambda: None
+        if ranks.is_main:
+            sweep(run.run_dir, "config.json", "machine.json", "result.json")
         stack.enter_context(PeerWatch(ranks, config.peer_timeout_seconds, release))
         flag = stack.enter_context(StopFlag())
         folder = run.run_dir / "checkpoints"
@@ -367,7 +372,8 @@ def train(
         elif newest is None and empty:
             draw_weights(model, run.seed)
         optimizer = make_optimizer(model, optim)
-        writer = CheckpointWriter(folder, lease, config.keep_checkpoints, config.keep_every_steps, config.keep_best)
+        keep = config.keep_checkpoints, config.keep_every_steps, config.keep_best
+        writer = CheckpointWriter(folder, lease, *keep, on_checkpoint)
         state = TrainState()
         if newest is not None:
             state = restore(newest, model, optimizer, identity, plan, run.new_plan)
