@@ -14,7 +14,7 @@ from lvm.training import OptimConfig, TrainerConfig
 from tokenizer.train import TrainConfig, read_config
 
 ROOT = config_folder()
-GROUPS = ("model", "data", "data/source", "optim", "trainer", "logger", "experiment", "debug", "tokenizer")
+GROUPS = ("model", "data", "data/source", "optim", "trainer", "logger", "experiment", "debug", "tokenizer", "sweep")
 SOURCES = {
     kind: getattr(importlib.import_module(f"lvm.sources.{module}"), config)
     for kind, (module, config, _) in KINDS.items()
