@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lvm.cluster.self_test import self_test
 from lvm.data import Plan, TokenPlan, held_out_plan, open_plan
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError, build, read_json
@@ -160,6 +161,9 @@ def launch_and_train(config: dict[str, Any], trainer: TrainerConfig, optim: Opti
     try:
         ranks = Distributed()
         with lost_peers_named(ranks):
+            if trainer.self_test == "auto" and (ranks.world_size > 1 or "SLURM_JOB_ID" in os.environ):
+                checkpoint_bytes = 12 * LVMConfig(**config["model"]).num_params if trainer.save_every_steps else 0
+                self_test(ranks, fabric.device, run_dir, config, checkpoint_bytes)
             plan = open_plan(fill_world_store(config, ranks))
             model = new_model(config, plan, empty=True)
             start, trunk = (Path(config[key]) if config[key] else None for key in ("init_from", "branch_from"))

@@ -95,6 +95,7 @@ class TrainerConfig:
     accelerator: str = "auto"  # auto, cpu, cuda
     devices: int | Literal["auto"] = 1  # processes on this machine
     num_nodes: int = 1
+    self_test: Literal["auto", "never"] = "auto"  # auto: of many ranks and in jobs, lvm/cluster/self_test.py
 
     @property
     def writes_every_steps(self) -> tuple[int, ...]:
