@@ -18,5 +18,5 @@ echo "$(date +%FT%T) job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on $SLU
 @{setup}
 
 mapfile -t arguments < "$run/slurm/arguments.txt"
-exec srun @{srun_options} --cpus-per-task=@{cpus_per_task} --input=none \
+exec srun @{srun_options} --input=none \
     @{python} -m lvm evaluate "${arguments[@]}"

@@ -23,5 +23,5 @@ echo "$(date +%FT%T) job $SLURM_JOB_ID, member $SLURM_ARRAY_TASK_ID, start ${SLU
 
 mapfile -t overrides < "$run/slurm/overrides.txt"
 mapfile -t own < "$run/slurm/members/$SLURM_ARRAY_TASK_ID.txt"
-exec srun @{srun_options} --cpus-per-task=@{cpus_per_task} --input=none \
+exec srun @{srun_options} --input=none \
     @{python} -m lvm train "${overrides[@]}" "${own[@]}"

@@ -21,5 +21,5 @@ echo "$(date +%FT%T) job $SLURM_JOB_ID, task $SLURM_ARRAY_TASK_ID, start ${SLURM
 @{setup}
 
 mapfile -t arguments < "$run/slurm/arguments.txt"
-exec srun @{srun_options} --cpus-per-task=@{cpus_per_task} --input=none \
+exec srun @{srun_options} --input=none \
     @{python} -m lvm tokenize "${arguments[@]}" --num-shards @{tasks} --shard "$SLURM_ARRAY_TASK_ID"

@@ -23,6 +23,6 @@ echo "$(date +%FT%T) job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}${LVM_CHA
 # Before the end the tasks are signalled; they save, and rank 0 asks for the next start. When one has ended the others
 # have --wait seconds to end by themselves.
 mapfile -t overrides < "$run/slurm/overrides.txt"
-exec srun @{srun_options} --cpus-per-task=@{cpus_per_task} --kill-on-bad-exit=0 --wait=@{signal_seconds} \
+exec srun @{srun_options} --kill-on-bad-exit=0 --wait=@{signal_seconds} \
     --input=none --open-mode=append --output="$run/logs/rank-%t.log" \
     @{python} -m lvm train "${overrides[@]}"

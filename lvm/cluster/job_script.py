@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from lvm.cluster.partitions import check_request, choose_partition, cpus_for_each, minutes
+from lvm.cluster.partitions import binds_tasks, check_request, choose_partition, cpus_for_each, minutes
 from lvm.cluster.slurm import has_slurm, require_slurm
 from lvm.runtime import UserError
 
@@ -154,7 +154,9 @@ def check_path(path: Path) -> None:
         raise UserError(f"{str(path)!r} holds {found[0]!r}, which job scripts read otherwise; use another folder")
 
 
-def values_of(config: LauncherConfig, kind: Kind, run_dir: Path, cpus: int, num_members: int) -> dict[str, str]:
+def values_of(
+    config: LauncherConfig, kind: Kind, run_dir: Path, cpus: int, binds: bool, num_members: int
+) -> dict[str, str]:
     """What stands for each placeholder of a template."""
     srun_options, before_python = container_words(config, run_dir)
     python = config.python or ("python" if config.container else sys.executable)
@@ -172,7 +174,7 @@ def values_of(config: LauncherConfig, kind: Kind, run_dir: Path, cpus: int, num_
         "options": sbatch_lines(config),
         "environment": environment_lines(config),
         "setup": "\n".join(config.setup),
-        "srun_options": srun_options or "--cpu-bind=cores",
+        "srun_options": " ".join(filter(None, [f"--cpus-per-task={cpus}", "--cpu-bind=cores" * binds, srun_options])),
         "python": before_python + shlex.quote(python),
         "tasks": str(config.tasks),
         "last_task": str((config.tasks if kind == "tokenize" else num_members) - 1),
@@ -195,16 +197,17 @@ def plan_job(
         raise UserError("an argument of several lines cannot be handed to a job; put it into a config file")
     if kind != "train" and config.nodes * config.tasks_on_a_node > 1:
         raise UserError(f"kind={kind} runs on one GPU or none a task; use nodes=1 gpus=1")
-    cpus = config.cpus_per_task or 1
+    cpus, binds = config.cpus_per_task or 1, True
     if must_fit or has_slurm():
         require_slurm()
         partition = choose_partition(config.partition)
         cpus = config.cpus_per_task or cpus_for_each(partition, config.gpus, config.tasks_on_a_node)
         check_request(partition, config.nodes, config.gpus, cpus * config.tasks_on_a_node, config.time)
+        binds = binds_tasks()
         if config.container and not config.container.endswith(".sif"):
             check_pyxis()
     file = Path(config.template) if config.template else template_folder() / f"{kind}.sh"
     if not file.is_file():
         raise UserError(f"launcher.template={file} does not exist; copy one of {template_folder()}")
-    script = fill_in(file.read_text(), values_of(config, kind, run_dir, cpus, num_members), str(file))
+    script = fill_in(file.read_text(), values_of(config, kind, run_dir, cpus, binds, num_members), str(file))
     return JobPlan(kind, run_dir, re.sub(r"\n{3,}", "\n\n", script), list(arguments), config)

@@ -98,6 +98,12 @@ def cpus_for_each(partition: Partition, gpus: int, tasks: int) -> int:
     return max(1, node.cpus // (node.gpus if gpus else tasks))
 
 
+def binds_tasks() -> bool:
+    """Whether Slurm gives a task CPUs of its own; where it does not, asking for it is a complaint in each log."""
+    plugins = re.search(r"^TaskPlugin\s*=\s*(\S+)", slurm("scontrol", "show", "config"), re.MULTILINE)
+    return plugins is not None and bool(re.search("affinity|cgroup", plugins[1]))
+
+
 @dataclass(frozen=True)
 class Queued:
     id: str  # of an array: 12_3, or 12_[4-7] of those that wait

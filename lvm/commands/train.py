@@ -162,7 +162,9 @@ def launch_and_train(config: dict[str, Any], trainer: TrainerConfig, optim: Opti
         ranks = Distributed()
         with lost_peers_named(ranks):
             if trainer.self_test == "auto" and (ranks.world_size > 1 or "SLURM_JOB_ID" in os.environ):
-                checkpoint_bytes = 12 * LVMConfig(**config["model"]).num_params if trainer.save_every_steps else 0
+                checkpoint_bytes = (
+                    12 * build(LVMConfig, config["model"], "model").num_params if trainer.save_every_steps else 0
+                )
                 self_test(ranks, fabric.device, run_dir, config, checkpoint_bytes)
             plan = open_plan(fill_world_store(config, ranks))
             model = new_model(config, plan, empty=True)
