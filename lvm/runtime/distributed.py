@@ -6,10 +6,7 @@ Everything here works without a process group too, as one rank of one.
 import os
 import re
 import socket
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -84,7 +81,9 @@ class Distributed:
 
 
 class LostPeer(UserError):
-    """A rank ended, or its host did, while this one worked with it."""
+    """A rank ended, or its host did, while this one worked with it: nothing that the user must mend first."""
+
+    exit_code = 1
 
 
 @contextmanager
@@ -96,68 +95,11 @@ def lost_peers_named(ranks: Distributed) -> Iterator[None]:
         if ranks.world_size == 1 or not _LOST.search(str(error)):
             raise
         names = " and ".join(map(ranks.named, ranks.ended())) or "a rank of another host"
-        raise LostPeer(gone(names, ranks.rank)) from error
+        raise LostPeer(ends_too(f"{names} is gone", ranks.rank)) from error
 
 
-def gone(lost: str, rank: int) -> str:
-    return f"{lost} is gone, so rank {rank} ends too; its own output says why, the same command continues the run"
-
-
-class PeerWatch:
-    """A context that ends this process when another rank's host or process is gone and no collective notices.
-
-    A GPU waits in its collective for minutes, whatever happens to the others. So each rank's thread beats in the store
-    of the process group and watches the beats of the next rank; who misses them for `seconds` tells all. A rank that is
-    slow, or alone at work while others wait for it, still beats. `before_exit` is called first (to release a lease).
-    """
-
-    def __init__(self, ranks: Distributed, seconds: float, before_exit: Callable[[], None] = lambda: None) -> None:
-        self._ranks, self._seconds, self._before_exit = ranks, seconds, before_exit
-        self._done = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> "PeerWatch":
-        if self._ranks.world_size > 1 and self._seconds > 0:
-            # A connection of its own: a wait of the main thread on the other would hold up the beats.
-            store: Any = dist.distributed_c10d._get_default_store()
-            self._store = dist.PrefixStore("peers", store.clone())
-            self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
-            self._thread.start()
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._done.set()
-        if self._thread is not None:
-            self._thread.join()
-            if kind is None:
-                self._store.set(str(self._ranks.rank), "done")
-
-    def _watch(self) -> None:
-        rank, after = self._ranks.rank, (self._ranks.rank + 1) % self._ranks.world_size
-        heard, since = b"", time.monotonic()
-        while not self._done.wait(min(5.0, self._seconds / 5)):
-            lost = None
-            try:
-                self._store.set(str(rank), str(time.time_ns()))
-                beat = self._store.get(str(after)) if self._store.check([str(after)]) else heard
-                if beat != heard or beat == b"done":
-                    heard, since = beat, time.monotonic()
-                elif time.monotonic() - since > self._seconds:
-                    self._store.set("lost", str(after))
-                if self._store.check(["lost"]):
-                    lost = self._ranks.named(int(self._store.get("lost")))
-            except RuntimeError:  # the store is rank 0's, or its launcher's
-                lost = f"{self._ranks.named(0)}, or what launched it,"
-            if lost is not None and not self._done.is_set():
-                self._end(lost)
-
-    def _end(self, lost: str) -> None:
-        """The main thread may wait in a collective for ever, so the process ends from here."""
-        try:
-            self._before_exit()
-        finally:
-            print(f"error: {gone(lost, self._ranks.rank)}", file=sys.stderr, flush=True)
-            os._exit(2)
+def ends_too(problem: str, rank: int) -> str:
+    return f"{problem}, so rank {rank} ends too; the output of the ranks says more, the same command continues the run"
 
 
 class RankError(RuntimeError):

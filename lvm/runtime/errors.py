@@ -24,7 +24,7 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def exit_with_one_line(main: Callable[[], object]) -> None:
-    """Run `main`; a user error becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Run `main`; a user error becomes one line on stderr and exit code 2 (or its own), Ctrl-C exit code 130."""
     try:
         code = main()
     except KeyboardInterrupt:
@@ -37,5 +37,5 @@ def exit_with_one_line(main: Callable[[], object]) -> None:
         if not is_user_error(error) and getattr(error, "errno", None) not in _MACHINE_ERRORS:
             raise
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(getattr(error, "exit_code", 2))
     sys.exit(code if isinstance(code, int) else 0)

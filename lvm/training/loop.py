@@ -22,11 +22,13 @@ from lvm.data import Plan, WindowLoader
 from lvm.model import LVM
 from lvm.runtime import UserError, write_json
 from lvm.runtime.checkpoint import CheckpointWriter
-from lvm.runtime.distributed import Distributed, PeerWatch, StopAgreement, lost_peers_named
+from lvm.runtime.distributed import Distributed, StopAgreement, lost_peers_named
 from lvm.runtime.files import sweep
 from lvm.runtime.lease import held_lease
 from lvm.runtime.machine import bf16_is_fast, compile_problem, git_commit, machine_description, set_threads
+from lvm.runtime.peer_watch import PeerWatch
 from lvm.runtime.signals import StopFlag
+from lvm.runtime.whereabouts import Whereabouts
 from lvm.training.answering import Answer, ask
 from lvm.training.bad_steps import BadStepPolicy, BadSteps, Policy, update_unless
 from lvm.training.journal import Journal, LossBySource, peak_flops
@@ -90,6 +92,7 @@ class TrainerConfig:
     keep_best: int = 0  # those of the lowest validation loss are kept too
     parallel: ParallelConfig = field(default_factory=ParallelConfig)  # shards, copies, recomputation
     peer_timeout_seconds: float = 45.0  # silence after which a rank counts as lost and all end; 0: wait for ever
+    hung_seconds: float = 600.0  # without progress, at which all end; six times that in the first step; 0: never
     loader_workers: int = 0  # processes that prepare windows, a rank; 0: a thread, see lvm/data/loader.py
     num_threads: int | None = None  # of torch on the CPU, a rank; None: the cores shared among this machine's ranks
     accelerator: str = "auto"  # auto, cpu, cuda
@@ -106,7 +109,7 @@ class TrainerConfig:
         for name in ("max_steps", "batch_size", "log_every_steps", "validation_windows", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name} is {getattr(self, name)}; use 1 or more")
-        for name in ("save_every_steps", "validate_every_steps", "answer_every_steps"):
+        for name in ("save_every_steps", "validate_every_steps", "answer_every_steps", "hung_seconds"):
             if getattr(self, name) < 0:
                 raise UserError(f"trainer.{name} is {getattr(self, name)}; use 0 (never) or more")
         if self.keep_best and not due(self.validate_every_steps, self.save_every_steps):
@@ -358,7 +361,9 @@ def train(
         must_be_ours = lease.check if lease is not None else lambda: None
         if ranks.is_main:
             sweep(run.run_dir, "config.json", "machine.json", "result.json")
-        stack.enter_context(PeerWatch(ranks, config.peer_timeout_seconds, release))
+        where = Whereabouts()
+        silent, hung = config.peer_timeout_seconds, config.hung_seconds
+        stack.enter_context(PeerWatch(ranks, where, run.run_dir, silent, hung, release))
         flag = stack.enter_context(StopFlag())
         folder = run.run_dir / "checkpoints"
         newest = find_newest(folder, run.branch_from, ranks)
@@ -368,6 +373,7 @@ def train(
         loss_of = loss_on_mesh(
             model.train(), device, mesh, dtype, config.document_mask, compiled, config.loss_on, config.parallel
         )
+        loss_of = where.each_call(loss_of)
         if start_weights is not None:
             load_start(start_weights, model)
         elif newest is None and empty:
@@ -400,6 +406,9 @@ def train(
             sums = by_source.gather(reset=False)
             content = saved_state(replace(state, loss_sums=sums), identity, plan)
             fingerprints = {"plan": plan.fingerprint, "tokenizer": model.config.tokenizer_fingerprint}
+            where.enter("waiting for a save")
+            writer.wait()
+            where.enter("saving")
             writer.save(state.step, run_tensors(model, optimizer), content, fingerprints, figure)
             return state.step
 
@@ -409,9 +418,11 @@ def train(
             profiling.before(state.step + 1)
             num_windows = batch_size_at(optim.batch_warmup, config.batch_size, state.step)
             num_micro = num_windows // (size * ranks.world_size)
+            where.enter("loading data", state.step)
             with journal.waiting():
                 batches = [batch for _ in range(num_micro // at_once) for batch in next(loader)]
             targets = num_targets(plan, state.next_window, num_windows, config.loss_on)
+            where.enter("forward and backward")
             for number, batch in enumerate(batches):
                 tokens, role, source = (
                     batch[key].to(device, non_blocking=True) for key in ("tokens", "role", "source")
@@ -421,6 +432,7 @@ def train(
                 loss.backward()
                 by_source.add(nll, source[:, 1:].where(counted(role, config.loss_on), -1))
                 bad_steps.note(number, loss)
+            where.enter("optimiser")
             norm = full(clip_gradients(model.parameters(), optim.clip))
             lr = learning_rate(optim, *progress(optim, state.step, state.tokens, targets))
             set_learning_rate(optimizer, lr)
@@ -435,6 +447,7 @@ def train(
                 next_window=state.next_window + num_windows,
                 seconds=seconds_before + time.monotonic() - start,
             )
+            where.enter("logging", state.step)
             journal.advance()
             on_time, last = due(config.log_every_steps, state.step), state.step == max_steps
             if on_time or last or any(due(every, state.step) for every in config.writes_every_steps):
@@ -446,16 +459,21 @@ def train(
             with journal.paused():
                 validation: dict[str, Any] = {}
                 if validate is not None and due(config.validate_every_steps, state.step):
+                    where.enter("validation")
                     validation = validate()
                     journal.write(state.step, validation)
                 if answer is not None and due(config.answer_every_steps, state.step):
+                    where.enter("answering")
                     journal.write(state.step, ask(answer, model, state.step, ranks))
                 if due(config.save_every_steps, state.step):
                     saved_step = save(validation.get("validation_loss"))
+            where.enter("waiting for other ranks")
         if saved_step != state.step and config.save_every_steps:
             state = bad_steps.read(state)
             save()
+        where.enter("waiting for a save")
         writer.wait()
+        where.enter("ending")
         must_be_ours()
         if ranks.is_main:
             write_outcome(run.run_dir, state, max_steps, flag.received, model.config, plan.seq_len)

@@ -1,0 +1,337 @@
+"""The ranks of a run watch each other: one that is gone, stopped or stuck is named, and all end.
+
+    gone, stopped   no beats for `silent_seconds`. A stopped one of the same host is made to write down its stacks and
+                    killed; of one of another host the last beat is shown.
+    stuck           its threads live but the loop gets nowhere for `hung_seconds`. All wait for it: it is the one that
+                    went through the fewest phases, and of those that are equal one that is in no collective.
+
+Whoever finds it prints rank, phase, step and stacks; then every rank ends with one line. Time in which this process
+was itself suspended (a suspended job) counts as no time. After that, and on rank 0 always, the lease is looked at: a
+rank whose run was taken over meanwhile ends before it writes anything.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+
+from lvm.runtime import whereabouts
+from lvm.runtime.distributed import Distributed, ends_too
+from lvm.runtime.lease import process_start
+from lvm.runtime.whereabouts import Whereabouts
+
+EXIT_CODE = 1  # not the user's error: what restarts runs shall do so
+FIRST_TIME = 6  # times hung_seconds for a phase that was never gone through before: compilation, cold caches
+LONGEST = 3  # times the longest stay in a phase so far
+NO_NEIGHBOUR = 1.25  # times silent_seconds before another host speaks of a rank: its neighbour there sees more
+FOR_THE_REPORT = 8.0  # seconds that others give the one who prints
+FOR_THE_LEASE = 5.0  # seconds in which to give it back: its file system may be what is stuck
+SHOWN = 4  # ranks whose stacks are printed
+
+
+class Beat(NamedTuple):
+    number: int  # so that no two are equal
+    phases: int  # entered so far
+    overdue: bool  # longer in its phase than allowed
+
+
+DONE = "done"
+
+
+class PeerWatch:
+    """A context around the work of all ranks; `silent_seconds` and `hung_seconds` of 0 mean: for ever.
+
+    Rank 0 holds the lease of `run_dir` by then. A rank calls `before_exit` (which releases it) before it ends because
+    of another; the one that found a rank that hangs or is stopped calls `after_hang` before, whose text is printed.
+    """
+
+    def __init__(
+        self,
+        ranks: Distributed,
+        where: Whereabouts,
+        run_dir: Path,
+        silent_seconds: float,
+        hung_seconds: float,
+        before_exit: Callable[[], None] = lambda: None,
+        after_hang: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._ranks, self._where, self._run_dir, self._silent = ranks, where, run_dir, silent_seconds
+        self._before_exit, self._after_hang = before_exit, after_hang
+        limits = [seconds for seconds in (silent_seconds, hung_seconds) if seconds > 0]
+        self._interval = min(5.0, *(seconds / 5 for seconds in limits)) if limits else 0.0
+        self._done = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._exchanges = 0  # of beats, that the store answered
+        self._heard: dict[int, dict[str, Any]] = {}  # where the watched ranks were at their last beat
+        self._stay = Stay(hung_seconds)
+        self._ending = threading.Lock()
+
+    def __enter__(self) -> "PeerWatch":
+        where = self._where
+        if not self._interval:
+            return self
+        self._lost_run = TakenOver(self._run_dir / "lease.json", self._ranks)
+        where.is_ours = self._end_if_taken_over
+        where.open()
+        self._files = self._ranks.gather(where.file)
+        self._watched = watched_by(self._ranks.rank, [host for host, *_ in self._ranks.processes], self._silent)
+        if self._ranks.world_size > 1:
+            store: Any = dist.distributed_c10d._get_default_store()
+            # A connection of its own: a wait of the main thread on the other would hold up the beats. When the process
+            # of the store is stopped, torch's calls on it return never, whatever their timeout: `_look_after` sees it.
+            store = store.clone()
+            store.set_timeout(timedelta(days=7))
+        else:
+            store = dist.HashStore()
+        self._store = dist.PrefixStore("peers", store)
+        where.patience = 3 * self._interval
+        for name, target in (("peers", self._beat), ("watch", self._look_after)):
+            self._threads.append(threading.Thread(target=target, name=name, daemon=True))
+            self._threads[-1].start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._done.set()
+        self._where.attended = whereabouts.NEVER
+        for thread in self._threads:
+            thread.join(None if thread.name == "watch" else FOR_THE_REPORT)
+        self._where.close()
+        if self._threads and kind is None:
+            with contextlib.suppress(RuntimeError):  # rank 0, whose process holds it, may have ended before
+                self._store.set(str(self._ranks.rank), DONE)
+
+    # One thread looks at this process alone, at the clock and at the lease.
+
+    def _look_after(self) -> None:
+        clock, exchanges, unanswered = Clock(self._interval), 0, 0.0
+        while not self._done.wait(self._interval):
+            passed, suspended = clock.passed()
+            if suspended or self._ranks.is_main:
+                self._end_if_taken_over()
+            self._where.attended = time.monotonic()
+            self._stay.look(self._where, passed)
+            unanswered = unanswered + passed if self._exchanges == exchanges else 0.0
+            exchanges = self._exchanges
+            if 0 < self._silent < unanswered:
+                self._store_is_silent(unanswered)
+
+    def _store_is_silent(self, seconds: float) -> None:
+        """It is in rank 0's process, or in that of its launcher."""
+        host, pid, _ = self._ranks.processes[0]
+        stopped = host == socket.gethostname() and is_stopped(pid)
+        if 0 in self._watched and (stopped or host != socket.gethostname()):
+            self._report([0], f"the store of the process group, in its process, is silent for {seconds:.0f} s")
+        else:
+            time.sleep(FOR_THE_REPORT)
+        self._end(f"{self._ranks.named(0)}, or what launched it, is stopped")
+
+    def _end_if_taken_over(self) -> None:
+        other = self._lost_run()
+        if other is not None:
+            # What is in the run folder is another's now, even if it is the file that this process prints to.
+            if not prints_into(self._run_dir):
+                print(f"error: {other}; this process wrote nothing more", file=sys.stderr, flush=True)
+            os._exit(EXIT_CODE)
+
+    # The other thread speaks with the other ranks.
+
+    def _beat(self) -> None:
+        silence = {rank: Silence(limit) for rank, limit in self._watched.items()}
+        clock = Clock(self._interval)
+        while not self._done.wait(self._interval):
+            passed, _ = clock.passed()
+            try:
+                self._say()
+                beats = self._hear(list(silence))
+                for rank, quiet in silence.items():
+                    if quiet.too_long(beats[rank], passed):
+                        self._found([rank], f"no sign of life for {quiet.seconds:.0f} s")
+                if self._stay.overdue:
+                    self._judge()
+                verdict = self._store.get("verdict").decode() if self._store.check(["verdict"]) else None
+            except RuntimeError:  # the store's process is gone
+                lost = f"{self._ranks.named(0)}, or what launched it, is gone"
+                verdict = None if self._where.phase == "ending" else lost
+            self._exchanges += 1
+            if verdict is not None and not self._done.is_set():
+                self._end(verdict)
+
+    def _say(self) -> None:
+        where, rank = self._where, self._ranks.rank
+        at = {"step": where.step, "phase": where.phase, "stacks": whereabouts.sample_stacks()}
+        self._store.set(f"at {rank}", json.dumps(at))
+        beat = Beat(time.monotonic_ns(), where.count, self._stay.overdue)
+        self._store.set(str(rank), json.dumps(beat))
+
+    def _hear(self, of: Sequence[int]) -> dict[int, bytes]:
+        """The newest beats; empty of a rank that has not begun."""
+        self._heard |= {rank: self._at(rank) for rank in of}
+        return {rank: self._store.get(str(rank)) if self._store.check([str(rank)]) else b"" for rank in of}
+
+    def _judge(self) -> None:
+        """This rank makes no progress; it may be the fault of another, which then is late by its own measure too."""
+        everybody = [str(rank) for rank in range(self._ranks.world_size)]
+        if not self._store.check(everybody):
+            return
+        texts = dict(enumerate(self._store.multi_get(everybody)))
+        beats = {rank: Beat(*json.loads(text)) for rank, text in texts.items() if text.decode() != DONE}
+        least = min(beat.phases for beat in beats.values())
+        late = [rank for rank, beat in beats.items() if beat.phases == least and beat.overdue]
+        if late and self._store.add("judges", 1) == 1:
+            at_work = [rank for rank in late[:64] if not whereabouts.waits_for_others(self._at(rank)["stacks"])]
+            self._found(at_work or late, f"no progress for {self._stay.seconds:.0f} s")
+
+    def _at(self, rank: int) -> dict[str, Any]:
+        key = f"at {rank}"
+        unknown = {"step": 0, "phase": "start-up", "stacks": ""}
+        return json.loads(self._store.get(key)) if self._store.check([key]) else unknown
+
+    # What follows when one is found.
+
+    def _found(self, culprits: list[int], why: str) -> None:
+        texts = self._report(culprits, why)
+        more = f" and {len(culprits) - len(texts)} more ranks" if len(culprits) > len(texts) else ""
+        if not all(" is gone" in text for text in texts):
+            note = self._after_hang()
+            if note:
+                print(note, file=sys.stderr, flush=True)
+        self._store.set("verdict", "; ".join(texts) + more)
+
+    def _report(self, culprits: list[int], why: str) -> list[str]:
+        """Print where they are; a line about each that was printed."""
+        texts = []
+        for rank in culprits[:SHOWN]:
+            state, at = self._state_and_place(rank)
+            place = whereabouts.in_words(at["step"], at["phase"], at["stacks"])
+            texts.append(f"{self._ranks.named(rank)} {state} {place}")
+            print(f"{texts[-1]}: {why}; its stacks:\n{at['stacks']}", file=sys.stderr, flush=True)
+        return texts
+
+    def _state_and_place(self, rank: int) -> tuple[str, dict[str, Any]]:
+        host, pid, start = self._ranks.processes[rank]
+        heard = self._heard.get(rank) or self._at(rank)
+        if host != socket.gethostname() or rank not in self._heard:
+            return "hangs", heard
+        if process_start(pid) != start:
+            return "is gone; it was last seen", heard
+        state = "is stopped" if is_stopped(pid) else "hangs"
+        try:
+            step, phase = whereabouts.read_whereabouts(pid, self._files[rank])
+            stacks = whereabouts.stacks_of(pid, self._files[rank])
+        except OSError:  # of another user, or in another container
+            return state, heard
+        whereabouts.kill(pid, start)  # so that it writes nothing later
+        return state, {"step": step, "phase": phase, "stacks": stacks or heard["stacks"]}
+
+    def _end(self, verdict: str) -> None:
+        """The main thread may wait in a collective for ever, so the process ends from here."""
+        with self._ending:
+            release = threading.Thread(target=self._before_exit, daemon=True)
+            release.start()
+            release.join(FOR_THE_LEASE)
+            print(f"error: {ends_too(verdict, self._ranks.rank)}", file=sys.stderr, flush=True)
+            os._exit(EXIT_CODE)
+
+
+def watched_by(rank: int, hosts: Sequence[str], seconds: float) -> dict[int, float]:
+    """The ranks whose beats `rank` looks for, each with the silence after which it speaks.
+
+    The next one of the same host; the first of each host also looks after the first of the next host.
+    """
+    here = [other for other, host in enumerate(hosts) if host == hosts[rank]]
+    after = here[(here.index(rank) + 1) % len(here)]
+    watched = {after: seconds} if after != rank else {}
+    firsts = [hosts.index(host) for host in dict.fromkeys(hosts)]
+    if rank in firsts and len(firsts) > 1:
+        other = firsts[(firsts.index(rank) + 1) % len(firsts)]
+        watched[other] = seconds * (NO_NEIGHBOUR if hosts.count(hosts[other]) > 1 else 1)
+    return watched
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process of this host was stopped by a signal or a debugger."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
+    return False
+
+
+def prints_into(folder: Path | None) -> bool:
+    """Whether this process's errors go to a file in `folder`."""
+    with contextlib.suppress(OSError):
+        return folder is not None and Path(os.readlink("/proc/self/fd/2")).is_relative_to(folder.resolve())
+    return False
+
+
+class TakenOver:
+    """Whether another incarnation has the run now; every rank may ask. A lease that cannot be read is not lost."""
+
+    def __init__(self, lease: Path, ranks: Distributed) -> None:
+        self._lease = lease
+        self._token = ranks.broadcast(self._read().get("token") if ranks.is_main else None)
+
+    def _read(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError):
+            return dict(json.loads(self._lease.read_text()))
+        return {}
+
+    def __call__(self) -> str | None:
+        """A line, if so."""
+        owner = self._read()
+        if owner.get("token", self._token) == self._token:
+            return None
+        return (
+            f"the run was taken over by pid {owner.get('pid')} on {owner.get('host')} at {owner.get('since')} "
+            f"({self._lease}) while this process was suspended or out of sight"
+        )
+
+
+class Clock:
+    """Time that passed since the last look, as far as this process was there to see it."""
+
+    def __init__(self, interval: float) -> None:
+        self._most, self._last = 2 * interval, time.monotonic()
+
+    def passed(self) -> tuple[float, bool]:
+        """(seconds, whether it was longer than that: suspended, or short of processor time)"""
+        now = time.monotonic()
+        elapsed, self._last = now - self._last, now
+        return min(elapsed, self._most), elapsed > self._most
+
+
+class Silence:
+    """For how long a rank's beat has been the same."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit, self._beat, self.seconds = limit, b"", 0.0
+
+    def too_long(self, beat: bytes, passed: float) -> bool:
+        self.seconds = self.seconds + passed if beat == self._beat != DONE.encode() else 0.0
+        self._beat = beat
+        return 0 < self._limit < self.seconds
+
+
+class Stay:
+    """How long this rank has been where it is, and whether that is longer than it may be."""
+
+    def __init__(self, hung_seconds: float) -> None:
+        self._hung, self._count, self._phase = hung_seconds, -1, ""
+        self._longest: dict[str, float] = {}
+        self.seconds, self.overdue = 0.0, False
+
+    def look(self, where: Whereabouts, passed: float) -> None:
+        if where.count != self._count:
+            self._longest[self._phase] = max(self._longest.get(self._phase, 0.0), self.seconds)
+            self._count, self._phase, self.seconds = where.count, where.phase, 0.0
+        else:
+            self.seconds += passed
+        usual = self._hung * (1 if self._phase in where.left else FIRST_TIME)
+        self.overdue = self._hung > 0 and self.seconds > max(usual, LONGEST * self._longest.get(self._phase, 0.0))
