@@ -27,7 +27,7 @@ from tokenizer import VQGAN
 SUITES = ("perplexity", "demo")
 
 
-def main(argv: Sequence[str]) -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "lvm evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,7 +46,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--exact", action="store_true", help="perplexities in float32, not bfloat16 where that is faster"
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = make_parser().parse_args(argv)
     if arguments.suite not in SUITES:
         raise UserError(f"--suite {arguments.suite!r} is unknown; use {' or '.join(SUITES)}")
     if arguments.targets < 1:

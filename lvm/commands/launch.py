@@ -26,6 +26,7 @@ import torch
 
 from lvm.cluster.job_script import KINDS, JobPlan, Kind, LauncherConfig, plan_job
 from lvm.cluster.launch import AtWork, files_of, read_members, refuse_twice, submit_job, write_files
+from lvm.commands import evaluate, tokenize
 from lvm.commands._options import read_value
 from lvm.commands.train import run_name
 from lvm.model import LVMConfig
@@ -147,7 +148,7 @@ def refuse_other_run(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Raise `UserError`, showing the difference, if the folder is of a run with other settings."""
     former = next((p for p in (run_dir / "slurm" / "config.json", run_dir / "config.json") if p.is_file()), None)
     if former is None:
-        if run_dir.is_dir() and any(run_dir.iterdir()):
+        if run_dir.is_dir() and not (run_dir / "slurm").is_dir() and any(run_dir.iterdir()):
             raise UserError(f"{run_dir} holds something else than a run; name another run_dir")
         return
     before, now = identity(read_json(former)), identity(config)
@@ -209,15 +210,27 @@ def launch_sweep(command: Command, argv: Sequence[str]) -> int:
     return carry_out(command, plan_of(command, run_dir, shared, len(members)), argv, None, members)
 
 
-def launch_command(command: Command, argv: Sequence[str]) -> int:
-    """tokenize or evaluate: the words are checked by that command's own parser, on its node."""
-    words = command.arguments
-    if not words:
-        raise UserError(f"kind={command.kind} needs the arguments of lvm {command.kind}; see lvm {command.kind} --help")
-    place = {"tokenize": 1, "evaluate": 0}[command.kind]
-    named = Path(words[min(place, len(words) - 1)]).name
-    run_dir = (command.run_dir or Path("runs") / f"{command.kind}-{named}").absolute()
-    return carry_out(command, plan_of(command, run_dir, words), argv)
+def launch_tokenizing(command: Command, argv: Sequence[str]) -> int:
+    """An array, each task of which does its share of the shards."""
+    words = tokenize.make_parser().parse_intermixed_args(command.arguments)  # argparse says what is wrong, and exits
+    if (words.num_shards, words.shard) != (1, 0):
+        raise UserError("--num-shards and --shard are the array's; give tasks=N instead")
+    run_dir = (command.run_dir or Path("runs") / f"tokenize-{Path(words.store).name}").absolute()
+    return carry_out(command, plan_of(command, run_dir, command.arguments), argv)
+
+
+def launch_evaluation(command: Command, argv: Sequence[str]) -> int:
+    words = evaluate.make_parser().parse_args(command.arguments)
+    run_dir = (command.run_dir or Path("runs") / f"evaluate-{Path(words.out).name}").absolute()
+    return carry_out(command, plan_of(command, run_dir, command.arguments), argv)
+
+
+_LAUNCH = {
+    "train": launch_training,
+    "sweep": launch_sweep,
+    "tokenize": launch_tokenizing,
+    "evaluate": launch_evaluation,
+}
 
 
 def plan_of(command: Command, run_dir: Path, arguments: list[str], num_members: int = 1) -> JobPlan:
@@ -286,5 +299,4 @@ def main(argv: Sequence[str]) -> int:
         print(__doc__)
         return 0
     command = read_command(argv)
-    run = {"train": launch_training, "sweep": launch_sweep}.get(command.kind, launch_command)
-    return run(command, argv)
+    return _LAUNCH[command.kind](command, argv)

@@ -22,7 +22,7 @@ def share(text: str) -> float:
     return value
 
 
-def main(argv: Sequence[str]) -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("lvm tokenize", description=__doc__)
     parser.add_argument("source", help="folder of pictures, YAML file of a source, or its name in configs/data/source")
     parser.add_argument("store", help="folder to write; the same command continues what is there")
@@ -36,7 +36,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--shard", type=int, default=0, help="this task's number, from 0")
     parser.add_argument("--max-broken", type=share, default=0.01, help="share of units that may be unreadable (1%%)")
     parser.add_argument("--keep-blank", action="store_true", help="keep pictures of one flat colour")
-    arguments = parser.parse_intermixed_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = make_parser().parse_intermixed_args(argv)
 
     views = [] if arguments.views is None else [f"views={arguments.views}"]
     source = open_source(arguments.source, [*arguments.overrides, *views])
