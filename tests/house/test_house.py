@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "lvm.model": {"lvm.attention", "lvm.cross_entropy"},
     "lvm.interop": {"lvm.model", "lvm.data", "lvm.sentences", "lvm.store", "lvm.sources"},
     "lvm.training": {"lvm.data", "lvm.attention", "lvm.model"},
-    "lvm.cluster": {"lvm.model"},
+    "lvm.cluster": {"lvm.model", "lvm.training"},
     "lvm.inference": {"lvm.model", "tokenizer", "lvm.pictures"},
     "lvm.evaluation": {
         "lvm.inference",
