@@ -3,6 +3,8 @@
     metrics/attempt-0000.jsonl    a run's first incarnation
     metrics/attempt-0001.jsonl    the next one, which resumed at a checkpoint and so repeats some steps
 
+    evaluations/step-*.json       results of evaluations beside the training, which may come long after their step
+
 A file is only appended to, so a killed run costs at most half a line. wandb and TensorBoard are fed too where they
 are asked for. A value that is a `Path` is a picture: its name in the JSON, itself in the others.
 """
@@ -14,13 +16,14 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lvm.runtime.files import atomic_write
 
 _PATTERN = "attempt-*.jsonl"
+_EVALUATIONS = "evaluations"
 
 
 class MetricsLog:
@@ -53,6 +56,8 @@ class MetricsLog:
                 number += 1
         self._wandb = _open_wandb(folder, wandb) if wandb is not None else None
         self._tensorboard = _open_tensorboard(folder, resumed_at) if tensorboard else None
+        self._evaluations = folder.parent / _EVALUATIONS
+        self._shown: dict[Path, int] = {}  # results of evaluations that the loggers have, and when they were written
 
     def log(self, step: int, **values: Any) -> None:
         """Write one record: `step`, the time, and numbers, strings or nested mappings of them."""
@@ -61,6 +66,7 @@ class MetricsLog:
         self._first = {}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        self._show_evaluations(int(step))
         if self._wandb is not None:
             try:
                 self._wandb.log(plain | _wandb_pictures(values), step=int(step))
@@ -73,6 +79,29 @@ class MetricsLog:
             except Exception as error:
                 warnings.warn(f"TensorBoard stopped ({error}); metrics go on in {self.path}", stacklevel=2)
                 self._tensorboard = None
+
+    def _show_evaluations(self, step: int) -> None:
+        """To wandb and TensorBoard, what came since the last record. An attempt shows all: the one before may not have
+        come to it. wandb goes on at `step` and draws these over a step of their own."""
+        if self._wandb is None and self._tensorboard is None:
+            return
+        for path in sorted(self._evaluations.glob("step-*.json")):
+            written = path.stat().st_mtime_ns
+            result = _read_evaluation(path)
+            if result is None or self._shown.get(path) == written:
+                continue
+            self._shown[path] = written
+            evaluated, results = result
+            if self._wandb is not None:
+                try:
+                    self._wandb.define_metric("evaluation/*", step_metric="evaluation/step")
+                    flat = dict(_numbers(results, "evaluation/"))
+                    self._wandb.log({"evaluation/step": evaluated, **flat}, step=step)
+                except Exception as error:
+                    warnings.warn(f"wandb did not take the evaluation of step {evaluated} ({error})", stacklevel=3)
+            if self._tensorboard is not None:
+                for name, value in _numbers(results, "evaluation/"):
+                    self._tensorboard.add_scalar(name, value, evaluated)
 
     def close(self) -> None:
         self._file.close()
@@ -98,7 +127,8 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     An attempt overrules what earlier ones logged after the step it resumed at, and at each step it logged itself.
     Records of one attempt at one step (loss and evaluation) are merged, the later value of a key winning.
-    A half line at the end of a file, left by a kill, is left out.
+    A half line at the end of a file, left by a kill, is left out. What RUN/evaluations holds of a step is its
+    `evaluation`, whenever it came.
     """
     history: dict[int, dict[str, Any]] = {}
     for path in sorted(Path(folder).glob(_PATTERN), key=lambda path: int(path.stem.removeprefix("attempt-"))):
@@ -110,7 +140,29 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
         for record in records:
             mine[record["step"]] = mine.get(record["step"], {}) | record
         history = {step: record for step, record in history.items() if step <= resumed_at} | mine
+    for path in (Path(folder).parent / _EVALUATIONS).glob("step-*.json"):
+        if (result := _read_evaluation(path)) is not None:
+            step, results = result
+            history[step] = history.get(step, {"step": step}) | {"evaluation": results}
     return [history[step] for step in sorted(history)]
+
+
+def _read_evaluation(path: Path) -> tuple[int, dict[str, Any]] | None:
+    """Step and results by suite; None for a file that is damaged or gone."""
+    try:
+        content = json.loads(path.read_bytes())
+        return int(content["step"]), dict(content["results"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of nested mappings under names with slashes."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{key}", value
 
 
 def read_tail(folder: str | os.PathLike[str], num_bytes: int = 64 * 1024) -> list[dict[str, Any]]:
