@@ -22,6 +22,7 @@ from lvm.model import LVM
 from lvm.runtime import UserError
 from lvm.sources import Source, open_source
 from lvm.sources.world import WorldConfig, WorldSource
+from lvm.training import model_of_run
 from tokenizer import VQGAN
 
 SUITES = ("perplexity", "demo")
@@ -31,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "lvm evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", help="folder in the Hugging Face layout; `lvm export` makes one of a run")
+    parser.add_argument("model", help="folder in the Hugging Face layout, a run (its newest checkpoint), a checkpoint")
     parser.add_argument("--tokenizer", required=True, metavar="NAME_OR_PATH")
     parser.add_argument("--suite", required=True, help=" or ".join(SUITES))
     parser.add_argument("--data", metavar="DIR|YAML", help="folder of pictures or YAML of a source (the world)")
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     began = time.monotonic()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     vq = VQGAN.from_pretrained(arguments.tokenizer).to(device)
-    model = LVM.from_pretrained(arguments.model, device=device)
+    model = open_model(Path(arguments.model), device)
     check_pair(model.config, vq)
     sets, clips, held_out = read_prompts(arguments, vq)
     options = {"seed": arguments.seed, "generate_answers": arguments.suite == "demo"}
@@ -78,6 +79,12 @@ def main(argv: Sequence[str]) -> int:
         print(f"{name:<14} {by_pairs}")
     print(page)
     return 0
+
+
+def open_model(path: Path, device: str) -> LVM:
+    if (path / "checkpoints").is_dir() or (path / "manifest.json").is_file():
+        return model_of_run(path).to(device)
+    return LVM.from_pretrained(path, device=device)
 
 
 def read_prompts(arguments: argparse.Namespace, vq: VQGAN) -> tuple[list[PromptSet], ClipSet | None, PromptSet | None]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lvm.cluster.evaluation_jobs import EvaluationConfig, evaluations
 from lvm.cluster.self_test import self_test
 from lvm.data import Plan, TokenPlan, held_out_plan, open_plan
 from lvm.model import LVM, LVMConfig
@@ -30,7 +31,8 @@ from lvm.training.outcome import FILE as OUTCOME_FILE
 
 # Overrides that may change from call to call of one run.
 _NOT_IN_NAME = re.compile(
-    r"(run_dir|experiment|logger|trainer\.(max_steps|\w+_every_steps|loader_workers|devices|num_nodes))="
+    r"(run_dir|experiment|logger|evaluation\.\w+|"
+    r"trainer\.(max_steps|\w+_every_steps|loader_workers|devices|num_nodes))="
 )
 
 
@@ -108,6 +110,13 @@ def evaluation(
     return held_out, HeldOutAnswers(held_out, tokenizer, run_dir / "answers", room)
 
 
+def evaluation_jobs(config: dict[str, Any], trainer: TrainerConfig) -> EvaluationConfig:
+    """What is evaluated beside the training. Raises `UserError`."""
+    jobs = build(EvaluationConfig, config["evaluation"], "evaluation")
+    jobs.check_cadence(trainer.save_every_steps)
+    return jobs
+
+
 def finished_before(run_dir: Path, max_steps: int) -> TrainResult | None:
     """What a restarted job or a later link of a chain finds finished: nothing has to be loaded to say so."""
     outcome = run_dir / OUTCOME_FILE
@@ -132,6 +141,7 @@ def train_config(overrides: Sequence[str]) -> TrainResult:
     trainer = build(TrainerConfig, config["trainer"], "trainer")
     optim = build(OptimConfig, config["optim"], "optim")
     build(LVMConfig, config["model"], "model")  # a mistake is said before any store is built
+    evaluation_jobs(config, trainer)
     run_dir = Path(config["run_dir"] or Path("runs") / run_name(overrides))
     result = finished_before(run_dir, trainer.max_steps)
     if result is not None:
@@ -177,7 +187,8 @@ def launch_and_train(config: dict[str, Any], trainer: TrainerConfig, optim: Opti
             }
             run = RunOptions(run_dir, config["seed"], **options, **config["logger"])
             held_out, answer = evaluation(config, trainer, model.config, plan, run_dir)
-            result = train(trainer, optim, plan, model, run, fabric.device, held_out, answer)
+            on_checkpoint = evaluations(run_dir, evaluation_jobs(config, trainer))
+            result = train(trainer, optim, plan, model, run, fabric.device, held_out, answer, on_checkpoint)
             if ranks.is_main:
                 print(f"{'finished' if result.finished else 'stopped'} at step {result.state.step}: {run_dir}")
             if not result.finished:
