@@ -1,7 +1,6 @@
 """What a run starts from: weights of a seed, of a Hugging Face folder, of a run; and what is passed over on the way."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from test_parallel import on_ranks
 from lvm.commands.export import export
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError, read_json
-from lvm.runtime.checkpoint import CheckpointWriter, list_checkpoints, load_checkpoint
+from lvm.runtime.checkpoint import CheckpointWriter, list_checkpoints
 from lvm.runtime.distributed import Distributed
 from lvm.runtime.metrics import read_metrics
 from lvm.training import model_of_run
@@ -148,76 +147,6 @@ def test_the_published_layout_with_8292_tokens_in_half_precision_is_read(tmp_pat
     load_start(find_start(tmp_path, Distributed()), model)
     for p, q in zip(model.parameters(), published.parameters(), strict=True):
         assert p.dtype == torch.float32 and torch.equal(p, q.half().float())
-
-
-# What is damaged, and what does not fit.
-
-
-@pytest.mark.parametrize("damage", ["missing", "cut", "half"])
-def test_a_run_names_the_damaged_checkpoint_and_goes_on_from_the_one_before(tmp_path, capsys, damage):
-    jobs = [{"folder": str(tmp_path / "run"), "max_steps": 4, "save_every_steps": 2}]
-    on_ranks(tmp_path / "ranks", 2, jobs)
-    newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
-    file = newest / "tensors" / "shard-00002-model-00001-of-00001.safetensors"
-    if damage == "missing":
-        file.unlink()
-    else:
-        content = file.read_bytes()
-        file.write_bytes(content[: len(content) // 2] + (b"\0" * (len(content) // 2) if damage == "half" else b""))
-    _, result = run(tmp_path / "run", FakePlan(), max_steps=4)
-    assert result.state.step == 4
-    said = capsys.readouterr()
-    lines = [line for line in said.err.splitlines() if "passed over" in line]
-    assert len(lines) == 1 and str(file) in lines[0]
-    assert "step-00000002 at step 2 of 4" in said.out
-
-
-FULL_DISK = """
-import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-from fake_plan import run
-from lvm.runtime import exit_with_one_line
-exit_with_one_line(lambda: run(Path({folder!r}), max_steps=2000, save_every_steps=1, keep_checkpoints=200) and 0)
-"""
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
-def test_a_full_disk_is_one_line_and_leaves_the_checkpoints_before(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", folder], capture_output=True).returncode:
-        pytest.skip("tmpfs cannot be mounted here")
-    try:
-        code = FULL_DISK.format(tests=str(Path(__file__).parent), folder=str(folder / "run"))
-        done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 2, done.stderr[-2000:]
-        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert "could not be written to" in line and "No space left" in line and "Traceback" not in done.stderr
-        checkpoints = folder / "run" / "checkpoints"
-        kept = list_checkpoints(checkpoints)
-        assert kept and sorted(checkpoints.iterdir()) == kept  # nothing half-written
-        assert model_of_run(folder / "run").config == MODEL
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
-def test_a_writer_without_space_is_an_error_of_the_user(tmp_path, monkeypatch):
-    """As above, for whoever may not mount."""
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    writer = CheckpointWriter(tmp_path)
-    writer.save(1, {"model.weight": torch.ones(3)}, {}, {})
-    writer.wait()
-    monkeypatch.setattr("lvm.runtime.checkpoint.HuggingFaceStorageWriter.write_data", full)
-    writer.save(2, {"model.weight": torch.zeros(3)}, {}, {})
-    with pytest.raises(UserError, match=r"checkpoint of step 2 could not be written to .*No space left on device"):
-        writer.wait()
-    tensors = {"model.weight": torch.zeros(3)}
-    load_checkpoint(tmp_path / "step-00000001", tensors)
-    assert tensors["model.weight"].sum() == 3 and [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_another_precision_is_refused_on_resume(tmp_path):
