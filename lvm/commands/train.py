@@ -22,7 +22,7 @@ from lvm.data import Plan, TokenPlan, held_out_plan, open_plan
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError, build, read_json
 from lvm.runtime.config_files import load_config
-from lvm.runtime.distributed import Distributed, lost_peers_named
+from lvm.runtime.distributed import Distributed, lost_peers_named, meeting
 from lvm.runtime.rendezvous import cluster_environment
 from lvm.runtime.requeue import count_restart, newest_step, number_of_restart, requeue_own_job
 from lvm.runtime.signals import StopFlag, signals_ignored
@@ -167,9 +167,10 @@ def launch_and_train(config: dict[str, Any], trainer: TrainerConfig, optim: Opti
     )
     # Lightning would kill rank 0 without a word when another rank ends; `lost_peers_named` says it instead.
     subprocess_script._launch_process_observer = lambda child_processes: None
-    fabric.launch()
-    try:
+    with meeting(trainer.start_timeout_seconds):
+        fabric.launch()
         ranks = Distributed()
+    try:
         with lost_peers_named(ranks):
             if trainer.self_test == "auto" and (ranks.world_size > 1 or "SLURM_JOB_ID" in os.environ):
                 checkpoint_bytes = (

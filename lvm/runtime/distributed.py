@@ -6,6 +6,8 @@ Everything here works without a process group too, as one rank of one.
 import os
 import re
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -96,6 +98,35 @@ def lost_peers_named(ranks: Distributed) -> Iterator[None]:
             raise
         names = " and ".join(map(ranks.named, ranks.ended())) or "a rank of another host"
         raise LostPeer(ends_too(f"{names} is gone", ranks.rank)) from error
+
+
+@contextmanager
+def meeting(seconds: float) -> Iterator[None]:
+    """Around the calls in which ranks find each other: this process ends when they take longer (0: they may).
+
+    torch waits half an hour for a rank that ended before it came, and the call cannot be interrupted.
+    """
+
+    def end() -> None:
+        print(f"error: {missing}", file=sys.stderr, flush=True)
+        os._exit(LostPeer.exit_code)
+
+    missing = (
+        f"not all ranks were there after {seconds:.0f} s, so this one ends; the output of those that are missing says "
+        "why, or raise trainer.start_timeout_seconds"
+    )
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    if seconds:
+        timer.start()
+    try:
+        yield
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        raise LostPeer("a rank ended before all had met, so this one ends; the same command continues") from error
+    finally:
+        timer.cancel()
 
 
 def ends_too(problem: str, rank: int) -> str:

@@ -92,6 +92,7 @@ class TrainerConfig:
     keep_best: int = 0  # those of the lowest validation loss are kept too
     parallel: ParallelConfig = field(default_factory=ParallelConfig)  # shards, copies, recomputation
     peer_timeout_seconds: float = 45.0  # silence after which a rank counts as lost and all end; 0: wait for ever
+    start_timeout_seconds: float = 900.0  # in which all ranks must have started and found each other; 0: any time
     hung_seconds: float = 600.0  # without progress, at which all end; six times that in the first step; 0: never
     loader_workers: int = 0  # processes that prepare windows, a rank; 0: a thread, see lvm/data/loader.py
     num_threads: int | None = None  # of torch on the CPU, a rank; None: the cores shared among this machine's ranks
@@ -109,7 +110,8 @@ class TrainerConfig:
         for name in ("max_steps", "batch_size", "log_every_steps", "validation_windows", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name} is {getattr(self, name)}; use 1 or more")
-        for name in ("save_every_steps", "validate_every_steps", "answer_every_steps", "hung_seconds"):
+        cadences = ("save_every_steps", "validate_every_steps", "answer_every_steps")
+        for name in (*cadences, "hung_seconds", "start_timeout_seconds"):
             if getattr(self, name) < 0:
                 raise UserError(f"trainer.{name} is {getattr(self, name)}; use 0 (never) or more")
         if self.keep_best and not due(self.validate_every_steps, self.save_every_steps):
