@@ -26,7 +26,7 @@ GIVEN_UP = ("failed", "stopped", "refused", "blocked")  # for this call: the nex
 # Where and how a run works, and how often it speaks and saves: not what comes out of it.
 _FREE = re.compile(
     r"(run_dir|logger(\..*)?|trainer\.(micro_batch_size|attention|compile|log_every_steps|save_every_steps|"
-    r"answer_every_steps|profile_steps.*|memory_snapshot|keep_\w+|parallel\..*|peer_timeout_seconds|loader_workers|"
+    r"answer_every_steps|profile_steps.*|memory_snapshot|keep_\w+|parallel\..*|\w+_timeout_seconds|loader_workers|"
     r"num_threads|accelerator|devices|num_nodes))"
 )
 _PATHS = ("branch_from", "init_from")

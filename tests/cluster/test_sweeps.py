@@ -15,7 +15,7 @@ from tiny_sweeps import tiny_overrides, write_sweep
 
 from lvm.cluster.sweep_launchers import last_line, shares
 from lvm.cluster.sweep_state import border, config_differences
-from lvm.cluster.sweeps import compose, hydra_text, make_sweep, read_sweep, steps_for, sweep_config, sweep_names
+from lvm.cluster.sweeps import compose, hydra_text, make_sweep, read_sweep, steps_for, sweep_names
 from lvm.commands import sweep as command
 from lvm.model import LVMConfig
 from lvm.runtime import UserError, build, read_json
@@ -239,7 +239,7 @@ def test_the_best_rate_is_carried_on_and_a_trunk_branched(tiny, tmp_path, capsys
     config = read_json(branch / "config.json")
     assert config["optim"]["lr"] == 0.003 and config["branch_from"].endswith("trunk/seed=1/checkpoints/step-00000004")
     assert read_json(branch / "result.json")["step"] == 6
-    assert f"step 4 of 6" in (branch / "logs" / "rank-0.log").read_text()
+    assert "step 4 of 6" in (branch / "logs" / "rank-0.log").read_text()
 
 
 def test_a_branch_whose_trunk_failed_is_told_and_the_others_go_on(tiny, tmp_path, capsys):
