@@ -39,7 +39,7 @@ from tokenizer import VQGAN, VQGANConfig
 
 SAVE_EVERY, VALIDATE_EVERY, KEEP = 6, 4, 2
 STEPS_PER_KILL = 5  # of the run's length; a run that ends too early is followed by another one
-PEER_TIMEOUT, START_TIMEOUT = 10.0, 30.0
+PEER_TIMEOUT, START_TIMEOUT = 10.0, 15.0
 STUCK = 90.0  # seconds after which a survivor counts as one that does not end by itself
 # How many of a hundred kills are aimed at each phase, in the order in which a run comes to them.
 PHASES = {
