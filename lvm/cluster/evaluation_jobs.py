@@ -52,7 +52,7 @@ class EvaluationConfig:
     time: str = "1:00:00"  # limit of a job
     gpus: int = 1  # of a job; 0: on the CPU
     cpus: int = 4  # of a job
-    partition: str | None = None  # null: the cluster's default
+    partition: str | None = None  # null, here and below: as the training was launched
     account: str | None = None
     qos: str | None = None
     sbatch: tuple[str, ...] = ()  # further options, as --exclusive
@@ -169,14 +169,13 @@ def submit_job(run: Path, step: int, config: EvaluationConfig) -> str:
     script = run / FOLDER / "evaluate.sh"
     (run / "logs").mkdir(exist_ok=True)
     atomic_write(script, f'#!/bin/bash\nexec {shlex.join(command(run, step)[:-1])} "$1"\n')
+    launched = read_mapping(run / "slurm" / "launch.json").get("launcher") or {}
     options = {
         "job-name": f"evaluate-{run.resolve().name}",
         "time": config.time,
         "cpus-per-task": config.cpus,
         "gpus-per-node": config.gpus or None,
-        "partition": config.partition,
-        "account": config.account,
-        "qos": config.qos,
+        **{name: getattr(config, name) or launched.get(name) for name in ("partition", "account", "qos")},
         "output": run.resolve() / "logs" / f"evaluate-{step:08d}.log",
         "open-mode": "append",
         "chdir": Path.cwd(),
@@ -187,11 +186,11 @@ def submit_job(run: Path, step: int, config: EvaluationConfig) -> str:
 
 
 def start_process(run: Path, step: int) -> "subprocess.Popen[bytes]":
-    """On the CPU, as far down as priorities go, and one after the other: training comes first."""
+    """On the CPU at low priority, and one after the other: training comes first."""
     (run / "logs").mkdir(exist_ok=True)
     with open(run / "logs" / f"evaluate-{step:08d}.log", "ab") as log:
         return subprocess.Popen(
-            ["nice", "-n", "19", *command(run, step, "--in-turn")],
+            ["nice", "-n", "10", *command(run, step, "--in-turn")],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -103,6 +103,7 @@ def as_json(runs: Sequence[Run]) -> str:
 def is_run(path: Path) -> bool:
     return (
         (path / JOBS).is_file()
+        or (path / "slurm" / "launch.json").is_file()
         or (path / "lease.json").is_file()
         or ((path / "config.json").is_file() and ((path / "metrics").is_dir() or (path / "checkpoints").is_dir()))
     )
