@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,6 +74,8 @@ class PeerWatch:
         self._heard: dict[int, dict[str, Any]] = {}  # where the watched ranks were at their last beat
         self._stay = Stay(hung_seconds)
         self._ending = threading.Lock()
+        self._reporting = threading.Event()
+        self._to_kill: list[tuple[int, str | None]] = []
 
     def __enter__(self) -> "PeerWatch":
         where = self._where
@@ -121,7 +123,7 @@ class PeerWatch:
             self._stay.look(self._where, passed)
             unanswered = unanswered + passed if self._exchanges == exchanges else 0.0
             exchanges = self._exchanges
-            if 0 < self._silent < unanswered:
+            if 0 < self._silent < unanswered and not self._reporting.is_set():
                 self._store_is_silent(unanswered)
 
     def _store_is_silent(self, seconds: float) -> None:
@@ -129,9 +131,9 @@ class PeerWatch:
         host, pid, _ = self._ranks.processes[0]
         stopped = host == socket.gethostname() and is_stopped(pid)
         if 0 in self._watched and (stopped or host != socket.gethostname()):
-            self._report([0], f"the store of the process group, in its process, is silent for {seconds:.0f} s")
-        else:
-            time.sleep(FOR_THE_REPORT)
+            why = f"the process group's store, which it holds, is silent for {seconds:.0f} s"
+            self._found([0], why, tell=False)
+        time.sleep(FOR_THE_REPORT)
         self._end(f"{self._ranks.named(0)}, or what launched it, is stopped")
 
     def _end_if_taken_over(self) -> None:
@@ -184,8 +186,7 @@ class PeerWatch:
             return
         texts = dict(enumerate(self._store.multi_get(everybody)))
         beats = {rank: Beat(*json.loads(text)) for rank, text in texts.items() if text.decode() != DONE}
-        least = min(beat.phases for beat in beats.values())
-        late = [rank for rank, beat in beats.items() if beat.phases == least and beat.overdue]
+        late = holding_up(beats)
         if late and self._store.add("judges", 1) == 1:
             at_work = [rank for rank in late[:64] if not whereabouts.waits_for_others(self._at(rank)["stacks"])]
             self._found(at_work or late, f"no progress for {self._stay.seconds:.0f} s")
@@ -197,14 +198,20 @@ class PeerWatch:
 
     # What follows when one is found.
 
-    def _found(self, culprits: list[int], why: str) -> None:
+    def _found(self, culprits: list[int], why: str, tell: bool = True) -> None:
+        self._reporting.set()
         texts = self._report(culprits, why)
         more = f" and {len(culprits) - len(texts)} more ranks" if len(culprits) > len(texts) else ""
+        verdict = "; ".join(texts) + more
         if not all(" is gone" in text for text in texts):
             note = self._after_hang()
             if note:
                 print(note, file=sys.stderr, flush=True)
-        self._store.set("verdict", "; ".join(texts) + more)
+        if tell:
+            with contextlib.suppress(RuntimeError):  # of a store that is gone nobody reads anything
+                self._store.set("verdict", verdict)
+                time.sleep(1.5 * self._interval)  # else the others only see that connections of this rank are closed
+        self._end(verdict)
 
     def _report(self, culprits: list[int], why: str) -> list[str]:
         """Print where they are; a line about each that was printed."""
@@ -229,7 +236,7 @@ class PeerWatch:
             stacks = whereabouts.stacks_of(pid, self._files[rank])
         except OSError:  # of another user, or in another container
             return state, heard
-        whereabouts.kill(pid, start)  # so that it writes nothing later
+        self._to_kill.append((pid, start))
         return state, {"step": step, "phase": phase, "stacks": stacks or heard["stacks"]}
 
     def _end(self, verdict: str) -> None:
@@ -239,7 +246,16 @@ class PeerWatch:
             release.start()
             release.join(FOR_THE_LEASE)
             print(f"error: {ends_too(verdict, self._ranks.rank)}", file=sys.stderr, flush=True)
+            for pid, start in self._to_kill:  # so that they write nothing later
+                whereabouts.kill(pid, start)
             os._exit(EXIT_CODE)
+
+
+def holding_up(beats: Mapping[int, Beat]) -> list[int]:
+    """Of ranks that wait for each other those that all wait for, if each of them is late by its own measure."""
+    least = min((beat.phases for beat in beats.values()), default=0)
+    last = [rank for rank, beat in beats.items() if beat.phases == least]
+    return last if all(beats[rank].overdue for rank in last) else []
 
 
 def watched_by(rank: int, hosts: Sequence[str], seconds: float) -> dict[int, float]:

@@ -130,7 +130,7 @@ def read_whereabouts(pid: int, file: int) -> tuple[int, str]:
 
 
 def stacks_of(pid: int, file: int, seconds: float = 5.0) -> str:
-    """Have a process of this host, stopped or not, write down its stacks. It runs on: end it if it must not."""
+    """Have a process of this host write down its stacks; it is stopped afterwards, whether it was before or not."""
     path = Path(f"/proc/{pid}/fd/{file}")
     before = size = path.stat().st_size
     os.kill(pid, DUMP)
@@ -141,6 +141,7 @@ def stacks_of(pid: int, file: int, seconds: float = 5.0) -> str:
         former, size = size, path.stat().st_size
         if size == former > before:
             break
+    os.kill(pid, signal.SIGSTOP)
     return path.read_bytes()[max(before, HEAD) :].decode(errors="replace").strip()
 
 

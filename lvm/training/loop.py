@@ -7,11 +7,13 @@ a resumed or moved run sees the windows it would have seen. Nothing waits for th
 """
 
 import math
+import signal
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +29,7 @@ from lvm.runtime.files import sweep
 from lvm.runtime.lease import held_lease
 from lvm.runtime.machine import bf16_is_fast, compile_problem, git_commit, machine_description, set_threads
 from lvm.runtime.peer_watch import PeerWatch
+from lvm.runtime.requeue import newest_step, own_job, requeue_own_job
 from lvm.runtime.signals import StopFlag
 from lvm.runtime.whereabouts import Whereabouts
 from lvm.training.answering import Answer, ask
@@ -261,6 +264,12 @@ def write_down(run: RunOptions) -> None:
     write_json(run.run_dir / "machine.json", machine_description() | {"commit": git_commit()})
 
 
+def come_back_after_hang(run_dir: Path) -> str | None:
+    """Ask Slurm for another start, by the rank that found what hangs; a line that says what comes next."""
+    newest = newest_step(run_dir)
+    return requeue_own_job(signal.SIGTERM, newest, newest) if own_job() else None
+
+
 def make_journal(
     config: TrainerConfig,
     plan: Plan,
@@ -365,7 +374,8 @@ def train(
             sweep(run.run_dir, "config.json", "machine.json", "result.json")
         where = Whereabouts()
         silent, hung = config.peer_timeout_seconds, config.hung_seconds
-        stack.enter_context(PeerWatch(ranks, where, run.run_dir, silent, hung, release))
+        after_hang = partial(come_back_after_hang, run.run_dir)
+        stack.enter_context(PeerWatch(ranks, where, run.run_dir, silent, hung, release, after_hang))
         flag = stack.enter_context(StopFlag())
         folder = run.run_dir / "checkpoints"
         newest = find_newest(folder, run.branch_from, ranks)
