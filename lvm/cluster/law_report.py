@@ -52,8 +52,8 @@ def law_rows(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """(what it is, law) of every law that was fitted."""
     laws = record["laws"]
     rows = [("L(N, D)", laws["n_and_d"])] if laws["n_and_d"] else []
-    rows += [(f"L(N) at D = {short(one['tokens'])}", one) for one in laws["n"]]
-    return rows + [(f"L(D) at N = {short(one['n'])}", one) for one in laws["d"]]
+    rows += [(f"L(N), D {short(one['tokens'])}", one) for one in laws["n"]]
+    return rows + [(f"L(D), N {short(one['n'])}", one) for one in laws["d"]]
 
 
 # The short table.
@@ -203,29 +203,37 @@ def loss_by_rate(findings: Findings) -> str:
     for row in rows:
         if row["tokens"] == tokens:
             colour = colour_of[row["n"]]
-            series.append(Series("", row["losses"], colour))
-            best = [pair for pair in row["losses"] if pair[0] == row["best_lr"]]
-            others = [pair for pair in row["losses"] if pair[0] != row["best_lr"]]
+            lowest = min(loss for _, loss in row["losses"])
+            above = [(lr, loss - lowest) for lr, loss in row["losses"]]
+            best, others = [p for p in above if p[0] == row["best_lr"]], [p for p in above if p[0] != row["best_lr"]]
+            series.append(Series("", above, colour))
             series += [Series(f"N {short(row['n'])}", best, colour, "dots"), Series("", others, colour, "rings")]
-    return log_chart(series, f"learning rate, at {short(tokens)} tokens", LOSS)
+    title = f"learning rate, at {short(tokens)} tokens"
+    return log_chart(series, title, "loss above the lowest of the size, nats a token", log_y=False)
 
 
-def predicted_by_measured(findings: Findings) -> str:
+def errors_by_compute(findings: Findings) -> str:
+    """How far each run is from the law of all, and a held-back run from that of the others, with its interval."""
     record = findings.record
-    fitted = [(row["loss"], row["fitted"]) for row in record["points"] if row["fitted"] is not None]
-    apart = [(row["measured"], row["predicted"]) for row in record["held_back"]["predictions"]]
+    fitted = [(row["flops"], percent(row["loss"], row["fitted"])) for row in record["points"] if row["fitted"]]
+    apart = record["held_back"]["predictions"]
     if not fitted and not apart:
         return ""
-    values = [value for pair in (*fitted, *apart) for value in pair]
-    low, high = min(values), max(values)
-    series = [Series("equal", [(low, low), (high, high)], GREY)]
+    flops = [point.flops for point in findings.used]
+    series = [Series("", [(min(flops), 0.0), (max(flops), 0.0)], GREY)]
     if fitted:
-        series.append(Series("fitted, all runs", fitted, ORDERED[1], "dots"))
-    for i, row in enumerate(record["held_back"]["predictions"]):
-        series.append(Series("" if i else "held back", [(row["measured"], row["predicted"])], RED, "rings"))
+        series.append(Series("fitted", fitted, ORDERED[1], "dots"))
+    for i, row in enumerate(apart):
+        error = percent(row["measured"], row["predicted"])
+        series.append(Series("" if i else "held back", [(row["flops"], error)], RED, "rings"))
         if row["interval"]:
-            series.append(Series("", [(row["measured"], end) for end in row["interval"]], RED))
-    return log_chart(series, "measured loss", "loss of the law")
+            bar = [(row["flops"], percent(end, row["predicted"])) for end in row["interval"]]
+            series.append(Series("" if i else "95% of a run", bar, RED))
+    return log_chart(series, "FLOPs C", "measured against the law, %", log_y=False)
+
+
+def percent(loss: float, law: float) -> float:
+    return 100 * (loss / law - 1)
 
 
 def plots(findings: Findings) -> dict[str, str]:
@@ -237,7 +245,7 @@ def plots(findings: Findings) -> dict[str, str]:
         "optimum_by_compute": optimum_by_compute(findings.record),
         "isoflop": isoflop_chart(findings.record),
         "loss_by_rate": loss_by_rate(findings),
-        "predicted_by_measured": predicted_by_measured(findings),
+        "errors_by_compute": errors_by_compute(findings),
     }
 
 
@@ -250,10 +258,17 @@ def law_table(record: Mapping[str, Any]) -> str:
         cells = []
         for key in ("E", "A", "alpha", "B", "beta"):
             row = law["constants"].get(key)
-            text = f"{row['value']:.4g} {ends(row['interval'])}" if row else ""
+            text = constant(row) if row else ""
             cells.append((text, "" if row is None or row["determined"] else "bad"))
-        rows.append([name, *cells, f"{law['runs']}", f"{law['rms_residual']:.2%}", f"{law['r2_log']:.4f}"])
-    return table(["law", "E", "A", "alpha", "B", "beta", "runs", "rms residual", "R² of log L"], rows)
+        rows.append([name, *cells, f"{law['runs']}", f"{law['rms_residual']:.2%}"])
+    return table(["law", "E", "A", "alpha", "B", "beta", "runs", "residual"], rows)
+
+
+def constant(row: Mapping[str, Any]) -> str:
+    """A value and its interval, in few characters."""
+    if row["value"] >= 100:
+        return f"{short(row['value'])} {scaled(row['interval']) if row['interval'] else ''}"
+    return f"{row['value']:.3f} {ends(row['interval'], '.2f') if row['interval'] else ''}"
 
 
 def held_back_table(record: Mapping[str, Any]) -> str:
@@ -261,9 +276,8 @@ def held_back_table(record: Mapping[str, Any]) -> str:
     for row in record["held_back"]["predictions"]:
         verdict = {True: ("inside", "good"), False: ("outside", "bad"), None: ("–", "")}[row["inside"]]
         figures = [f"{row['predicted']:.4f}", ends(row["interval"], ".4f"), f"{row['measured']:.4f}"]
-        law = f"{row['form']}, {row['runs']} runs"
-        rows.append([row["name"], *figures, f"{row['error']:+.2%}", verdict, how_far(row["beyond"]), law])
-    return table(["run", "predicted", "95% of a run", "measured", "error", "", "how far", "law"], rows)
+        rows.append([row["name"], *figures, f"{row['error']:+.2%}", verdict, how_far(row["beyond"])])
+    return table(["run", "predicted", "95% of a run", "measured", "error", "", "how far"], rows)
 
 
 def frontier_table(record: Mapping[str, Any]) -> str:
@@ -291,10 +305,10 @@ def rate_table(record: Mapping[str, Any]) -> str:
 def point_table(record: Mapping[str, Any]) -> str:
     rows = []
     for row in record["points"]:
-        fitted = "–" if row["fitted"] is None else f"{row['fitted']:.4f} ({row['loss'] / row['fitted'] - 1:+.2%})"
-        figures = [short(row[key]) for key in ("n", "tokens", "flops", "flops_6nd")]
+        fitted = "–" if row["fitted"] is None else f"{row['fitted']:.4f} ({percent(row['loss'], row['fitted']):+.2f}%)"
+        figures = [short(row[key]) for key in ("n", "tokens", "flops")]
         used = ("yes", "good") if row["at_best_lr"] else ("", "")
-        rows.append([row["name"], *figures, f"{row['lr']:g}", f"{row['seed']}", f"{row['loss']:.4f}", used, fitted])
+        rows.append([row["name"], *figures, f"{row['lr']:g}", f"{row['loss']:.4f}", used, fitted])
     head = [
         "run",
         "size N",
@@ -341,6 +355,13 @@ def rate_law(record: Mapping[str, Any]) -> str:
     )
 
 
+def held_back_law(record: Mapping[str, Any]) -> str:
+    if not (rows := record["held_back"]["predictions"]):
+        return "Nothing was held back."
+    forms = sorted({f"{row['form']} of the other {row['runs']} runs" for row in rows})
+    return f"Held-back runs are predicted by {' and by '.join(forms)}."
+
+
 def page(findings: Findings, drawn: Mapping[str, str]) -> str:
     record = findings.record
     counted = {"non_embedding": "parameters beside the embedding and the head", "all": "all parameters"}
@@ -359,7 +380,7 @@ def page(findings: Findings, drawn: Mapping[str, str]) -> str:
             "The laws",
             f"N: {n}; D: tokens trained on; L: {LOSS} where the rate has fallen. Huber loss on log L, "
             f"{record['level']:.0%} intervals from resampled runs. Red: not determined by these runs (the interval is "
-            "wider than the value, or a bound was met).",
+            "wider than the value, or there is none). Residual: root mean square, of log L.",
             law_table(record),
         ),
         section(
@@ -367,7 +388,7 @@ def page(findings: Findings, drawn: Mapping[str, str]) -> str:
             "Dots are runs, curves L(N, D) with its interval; to three times the tokens that ran.",
             drawn["loss_by_tokens"],
         ),
-        section("Loss by size", "At each number of tokens its own law L(N).", drawn["loss_by_size"]),
+        section("Loss by size", "At each number of tokens its own law L(N), to twice the size.", drawn["loss_by_size"]),
         section(
             "Loss by compute",
             "FLOPs that the nets take, attention and head included. Grey: the lowest loss of a budget.",
@@ -389,9 +410,8 @@ def page(findings: Findings, drawn: Mapping[str, str]) -> str:
         ),
         section(
             "Predicted and measured",
-            "Held-back runs are predicted by the law of the other runs alone; the interval is where 95% of such runs "
-            "would be.",
-            drawn["predicted_by_measured"],
+            f"{held_back_law(record)} The interval is where 95% of such runs would be.",
+            drawn["errors_by_compute"],
             held_back_table(record),
         ),
         section("Points", "", point_table(record)),

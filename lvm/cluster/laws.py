@@ -317,6 +317,7 @@ def prediction(by: Law, point: Point, seed: int) -> dict[str, Any]:
         "name": point.name,
         "n": point.n,
         "tokens": point.tokens,
+        "flops": point.flops,
         "form": FORMS[by.inputs][0],
         "runs": len(by.points),
         "measured": point.loss,
@@ -394,11 +395,11 @@ def point_record(point: Point, used: bool, joint: Law | None) -> dict[str, Any]:
 
 
 def law_warnings(joint: Law | None, record: dict[str, Any]) -> list[str]:
-    warnings = [f"L(N, D): {note}" for note in (joint.record["notes"] if joint else [])]
+    warnings = [f"L(N, D): {'; '.join(joint.record['notes'])}"] if joint and joint.record["notes"] else []
     if joint is None:
         warnings.append(f"L(N, D) was not fitted: {record['not_fitted']['n_and_d']}")
     for one in record["laws"]["n"]:
-        warnings += [f"L(N) at {short(one['tokens'])} tokens: {note}" for note in one["notes"]]
+        warnings += [f"L(N) at {short(one['tokens'])} tokens: {'; '.join(one['notes'])}"] if one["notes"] else []
     if record["held_back"]["why_not"]:
         warnings.append(f"no prediction: {record['held_back']['why_not']}")
     for row in record["held_back"]["predictions"]:

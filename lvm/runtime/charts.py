@@ -125,7 +125,8 @@ def log_chart(
     parts = [text((left + right) / 2, height - 6, x_title), text(left - 50, 16, y_title, "start")]
     for tick in _y_ticks(min(ys), max(ys), log_y):
         parts += [rule(left, at_y(tick), right, at_y(tick)), text(left - 6, at_y(tick) + 4, short(tick), "end", 11)]
-    for tick in _few(log_ticks(min(xs), max(xs))) or [min(xs), max(xs)]:
+    ticks = _few(log_ticks(min(xs), max(xs)))
+    for tick in ticks if len(ticks) > 1 else nice_ticks(min(xs), max(xs)):
         parts += [rule(at_x(tick), top, at_x(tick), bottom), text(at_x(tick), bottom + 16, short(tick), size=11)]
     for one in sorted(series, key=lambda one: one.kind in ("dots", "rings")):  # dots above lines
         parts += _drawn(one, at_x, at_y)
