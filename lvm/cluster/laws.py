@@ -373,7 +373,12 @@ def find_laws(gathered: Gathered, held_back: str = LARGEST, bootstrap: int = 100
         "rates": searched,
         "held_back": predicted,
     }
-    record["warnings"] = [*searched["warnings"], *gathered.warnings, *law_warnings(whole, record)]
+    record["warnings"] = [
+        *searched["warnings"],
+        *gathered.warnings,
+        *scatter_warnings(groups["tokens"]),
+        *law_warnings(whole, record),
+    ]
     return Findings(gathered, tuple(points), whole, fitted_n, fitted_d, record)
 
 
@@ -392,6 +397,21 @@ def point_record(point: Point, used: bool, joint: Law | None) -> dict[str, Any]:
         "at_best_lr": used,
         "fitted": float(joint.predict(point)[0]) if joint and used else None,
     }
+
+
+def scatter_warnings(by_tokens: dict[float, list[Point]]) -> list[str]:
+    """Where a larger size has the higher loss, runs scatter by more than their sizes differ."""
+    warnings = []
+    for tokens, group in by_tokens.items():
+        sizes = sorted({point.n for point in group})
+        means = [float(np.mean([point.loss for point in group if point.n == n])) for n in sizes]
+        if rises := [i for i in range(1, len(sizes)) if means[i] > means[i - 1]]:
+            shown = ", ".join(f"{short(sizes[i])} above {short(sizes[i - 1])}" for i in rises)
+            warnings.append(
+                f"at {short(tokens)} tokens the loss rises with size ({shown}): runs scatter by more than their sizes "
+                "differ; more seeds or rates would tell"
+            )
+    return warnings
 
 
 def law_warnings(joint: Law | None, record: dict[str, Any]) -> list[str]:

@@ -220,6 +220,13 @@ def test_the_run_at_the_best_rate_counts_by_the_mean_of_its_seeds():
     assert {point.name for point in at_best_rate(points)} == {"0.004-0", "0.004-1"}
 
 
+def test_sizes_whose_losses_are_out_of_order_are_named(tmp_path):
+    for n, loss in zip(SIZES, (4.6, 4.1, 4.2, 4.0, 3.9)):
+        write_run(tmp_path / f"runs/{n}", n, 580, loss)
+    warnings = fit_of(tmp_path / "runs", tmp_path / "law", "--bootstrap", "0")["warnings"]
+    assert [w for w in warnings if "the loss rises with size (500k above 200k)" in w]
+
+
 # Run folders.
 
 
