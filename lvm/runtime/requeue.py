@@ -13,12 +13,14 @@
 
 RUN/restarts.json counts the restarts (of either kind) that found no newer checkpoint than the one before them. After
 `MOST` in a row the next one refuses with one line and exit code 2, whatever ended the ones before: a node that always
-fails, a save that never succeeds. A job submitted anew counts from 0.
+fails, a save that never succeeds; it takes the job's Requeue from it, so that nobody's script can go on. A job
+submitted anew counts from 0.
 """
 
 import json
 import os
 import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -81,11 +83,20 @@ def count_restart(run_dir: Path, newest_step: int, is_main: bool) -> None:
     if is_main:
         write_json(run_dir / FILE, asdict(now))
     if now.without_progress >= MOST:
+        if is_main:
+            forbid_requeue()
         raise UserError(
             f"{run_dir}: {now.without_progress} attempts in a row ended without a new checkpoint "
             f"({saved_so_far(newest_step)}), so job {job} is not started again; its log says what ended them. Submit "
             "anew when it is mended, with a lower trainer.save_every_steps if they ended too soon"
         )
+
+
+def forbid_requeue() -> None:
+    try:
+        slurm("scontrol", "update", f"JobId={own_job()}", "Requeue=0")
+    except UserError as error:  # what stops this attempt is said in any case
+        print(f"the job may still be requeued by others: {error}", file=sys.stderr)
 
 
 def saved_so_far(newest_step: int) -> str:
