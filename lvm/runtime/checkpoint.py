@@ -342,6 +342,8 @@ class CheckpointWriter:
 
     def _complete(self, step: int, aside: Path, files: dict[str, Any], state: str, facts: dict[str, Any]) -> None:
         """Rank 0: state, manifest, rename, and the oldest folders removed."""
+        if self.lease is not None:  # it would make the folder again that the run's new owner removed
+            self.lease.check()
         (aside / "tensors").mkdir(parents=True, exist_ok=True)
         _write_synced(aside / "state.json", state)
         manifest: dict[str, Any] = {

@@ -95,7 +95,7 @@ class PeerWatch:
         else:
             store = dist.HashStore()
         self._store = dist.PrefixStore("peers", store)
-        where.patience = 3 * self._interval
+        where.patience = self._interval + 1.0
         for name, target in (("peers", self._beat), ("watch", self._look_after)):
             self._threads.append(threading.Thread(target=target, name=name, daemon=True))
             self._threads[-1].start()

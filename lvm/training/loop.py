@@ -421,6 +421,7 @@ def train(
             where.enter("waiting for a save")
             writer.wait()
             where.enter("saving")
+            must_be_ours()
             writer.save(state.step, run_tensors(model, optimizer), content, fingerprints, figure)
             return state.step
 
@@ -473,10 +474,13 @@ def train(
                 if validate is not None and due(config.validate_every_steps, state.step):
                     where.enter("validation")
                     validation = validate()
+                    must_be_ours()
                     journal.write(state.step, validation)
                 if answer is not None and due(config.answer_every_steps, state.step):
                     where.enter("answering")
-                    journal.write(state.step, ask(answer, model, state.step, ranks))
+                    answers = ask(answer, model, state.step, ranks)
+                    must_be_ours()
+                    journal.write(state.step, answers)
                 if due(config.save_every_steps, state.step):
                     saved_step = save(validation.get("validation_loss"))
             where.enter("waiting for other ranks")
