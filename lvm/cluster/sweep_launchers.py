@@ -24,7 +24,7 @@ from typing import IO, Literal, Protocol
 
 from lvm.cluster import slurm
 from lvm.cluster.partitions import check_request, choose_partition, minutes
-from lvm.cluster.sweeps import Member, hydra_text
+from lvm.cluster.sweeps import RESULT, Member, hydra_text
 from lvm.runtime import UserError, atomic_write, write_json
 from lvm.runtime.files import cache_folder
 from lvm.runtime.slurm import fields, parse_job
@@ -78,6 +78,7 @@ class Work:
     overrides: tuple[str, ...]
     job: str = ""  # Slurm's id of it
     log_start: int = 0  # bytes of its log that earlier attempts wrote
+    former_result: int | None = None  # when these wrote its result
 
     @property
     def log(self) -> Path:
@@ -92,6 +93,11 @@ class Work:
         (self.member.folder / "slurm").mkdir(exist_ok=True)
         atomic_write(self.member.folder / "slurm" / "overrides.txt", "\n".join(self.command()) + "\n")
         self.log_start = self.log.stat().st_size if self.log.is_file() else 0
+        self.former_result = written_at(self.member.folder / RESULT)
+
+
+def written_at(path: Path) -> int | None:
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 class Launcher(Protocol):
@@ -205,9 +211,8 @@ class SubmititLauncher:
         slurm.require_slurm()
         check_submitit()
         self.options, self.folder, self.poll_seconds = options, folder, poll_seconds
-        self.jobs: dict[str, slurm.Job] = {}
         self._asked = time.monotonic()
-        self._ended: set[str] = set()
+        self._ended: dict[str, slurm.Job | None] = {}  # None: Slurm has forgotten it
         self._watched: list[Work] = []
         check_job(options)
 
@@ -233,27 +238,27 @@ class SubmititLauncher:
             self._ask()
         if work.job not in self._ended:
             return None
-        job = self.jobs.get(work.job)
+        job = self._ended[work.job]
         return f"job {work.job} " + (f"{job.state}, exit code {job.exit_code}" if job else "is unknown to Slurm by now")
 
     def _ask(self) -> None:
         """What Slurm says of all jobs, one question an array; a controller that is away for a while is waited for."""
         waiting = [work.job for work in self._watched if work.job not in self._ended]
         try:
-            for array in dict.fromkeys(job.partition("_")[0] for job in waiting):
-                self.jobs |= tasks_of_array(array)
+            arrays = {array: tasks_of_array(array) for array in {array_of(job) for job in waiting}}
         except UserError:
             if time.monotonic() - self._asked > PATIENCE:
                 raise
             return
         for job in waiting:
-            known = self.jobs.get(job) or self.jobs.get(job.partition("_")[0] + "_")
+            tasks = arrays[array_of(job)]
+            known = tasks.get(job) or tasks.get("")
             if known is None or known.ended:
-                self._ended.add(job)
+                self._ended[job] = known
         self._asked = time.monotonic()
 
     def leave(self) -> str:
-        ids = ", ".join(dict.fromkeys(work.job.partition("_")[0] for work in self._watched))
+        ids = ", ".join(dict.fromkeys(array_of(work.job) for work in self._watched))
         return f"its jobs ({ids}) go on; the same command watches them again"
 
     def _new_folder(self, stage: str) -> Path:
@@ -344,8 +349,12 @@ def check_job(options: LaunchOptions) -> None:
     slurm.slurm("sbatch", "--test-only", f"--ntasks-per-node={tasks}", *given, "--wrap=true")
 
 
+def array_of(job: str) -> str:
+    return job.partition("_")[0]
+
+
 def tasks_of_array(array: str) -> dict[str, slurm.Job]:
-    """What Slurm knows of the tasks of an array, by 12_3; those that wait together under 12_."""
+    """What Slurm knows of an array, by 12_3; under "" those that wait together, or a job that is no array."""
     try:
         lines = slurm.slurm("scontrol", "--oneliner", "show", "job", array).splitlines()
     except UserError as error:
@@ -355,7 +364,7 @@ def tasks_of_array(array: str) -> dict[str, slurm.Job]:
     found = {}
     for line in lines:
         task = fields(line).get("ArrayTaskId", "")
-        found[f"{array}_{task if task.isdecimal() else ''}"] = parse_job(line)
+        found[f"{array}_{task}" if task.isdecimal() else ""] = parse_job(line)
     return found
 
 

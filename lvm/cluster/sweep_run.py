@@ -10,9 +10,9 @@ from dataclasses import asdict
 from typing import Any
 
 from lvm.cluster import slurm
-from lvm.cluster.sweep_launchers import LaunchOptions, SubmititLauncher, Work, last_line, make_launcher
+from lvm.cluster.sweep_launchers import LaunchOptions, SubmititLauncher, Work, last_line, make_launcher, written_at
 from lvm.cluster.sweep_state import RECORD, decide, is_running, look
-from lvm.cluster.sweeps import Member, Sweep
+from lvm.cluster.sweeps import RESULT, Member, Sweep
 from lvm.runtime import UserError, read_json, write_json
 from lvm.runtime.lease import RunLease
 from lvm.runtime.signals import StopFlag
@@ -72,8 +72,13 @@ def run_sweep(
         record = Record(sweep)
         for stage in chosen:
             works, foreign = _sort_out(sweep, stage, options, record, say)
-            _start(stage, works, launcher, record, say)
-            if not _watch(works, foreign, launcher, record, say, flag, poll_seconds):
+            try:
+                _start(stage, works, launcher, record, say)
+                completed = _watch(works, foreign, launcher, record, say, flag, poll_seconds)
+            except BaseException:
+                launcher.leave()
+                raise
+            if not completed:
                 say(f"stopped: {launcher.leave()}")
                 return int(flag.received or 0)
     return None
@@ -176,7 +181,7 @@ def _settle(work: Work, ended: str, record: Record, say: Callable[[str], None]) 
         loss = state.result.get("validation_loss", state.result["loss"])
         say(f"{work.member.id}: finished, loss {loss:.4f}")
         return
-    if state.kind == "stopped":
+    if state.kind == "stopped" and written_at(work.member.folder / RESULT) != work.former_result:
         record.note(work.member, state="stopped", why=state.why)
     else:
         line = last_line(work.log, work.log_start)

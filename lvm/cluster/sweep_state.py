@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from lvm.cluster import slurm
-from lvm.cluster.sweeps import Best, BranchFrom, Member, Sweep, compose, hydra_text
+from lvm.cluster.sweeps import RESULT, Best, BranchFrom, Member, Sweep, compose, hydra_text
 from lvm.runtime import UserError, read_json
 from lvm.runtime.checkpoint import step_folder
 from lvm.runtime.configs import differences, flat, shown
 from lvm.runtime.lease import may_take_over
 
-RESULT = "result.json"
 RECORD = "sweep.json"  # of the sweep: what its last call saw of each member
 GIVEN_UP = ("failed", "stopped", "refused", "blocked")  # for this call: the next one tries again
 

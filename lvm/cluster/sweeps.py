@@ -30,6 +30,7 @@ from lvm.runtime import UserError, build, config_folder
 from lvm.runtime.config_files import YAML_SUFFIXES, load_config
 
 VARIANT, FLOPS = "variant", "flops"
+RESULT = "result.json"  # of a run (lvm/training/outcome.py)
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _members(name: str, stage: Stage, folder: Path, common: Sequence[str], overr
 def _choices(stage: str, key: str, values: Any) -> list[tuple[str, list[str]]]:
     """(value as in a name, overrides it stands for) of one key of a grid."""
     if isinstance(values, Mapping):
-        pairs = list(values.items())
+        pairs = [(value if key == VARIANT else _typed(value), brought) for value, brought in values.items()]
     elif isinstance(values, Sequence) and not isinstance(values, str):
         pairs = [(value, None) for value in values]
     else:
@@ -200,6 +201,14 @@ def _choices(stage: str, key: str, values: Any) -> list[tuple[str, list[str]]]:
         own += [f"{other}={hydra_text(its)}" for other, its in (brought or {}).items()]
         choices.append((plain_text(value), own))
     return choices
+
+
+def _typed(value: Any) -> Any:
+    """A number that was a key of JSON, where all keys are strings."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def steps_for(flops: float, overrides: Sequence[str]) -> list[str]:

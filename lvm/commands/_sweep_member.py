@@ -12,6 +12,7 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 
 from lvm.commands import train
 from lvm.runtime import exit_with_one_line, read_json
@@ -32,6 +33,7 @@ def speak_into(folder: Path) -> None:
 def main(config: Any) -> None:
     job = read_json(config.members)[config.member]
     speak_into(Path(job["log"]))
+    GlobalHydra.instance().clear()  # train composes a config of its own
     try:
         exit_with_one_line(lambda: train.main(job["overrides"]))
     except SystemExit as done:
