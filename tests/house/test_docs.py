@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lvm.commands import verbs
+from lvm.commands.launch import read_command
 from lvm.runtime.config_files import load_config
 from tokenizer.train import read_config
 
@@ -50,6 +51,10 @@ def help_text(verb, capsys):
 
 def check_verb(verb, arguments, capsys):
     assert verb in verbs(), f"lvm has no verb {verb}"
+    if verb == "launch":  # what is left over belongs to the verb that it starts
+        command = read_command(arguments)
+        check_verb("train" if command.kind == "sweep" else command.kind, command.arguments, capsys)
+        return
     known = help_text(verb, capsys)
     for word in arguments:
         if word.startswith("-"):

@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 
+from lvm.cluster.job_script import LauncherConfig
 from lvm.data import JsonLinesConfig
 from lvm.data.config import DataConfig, data_config
 from lvm.model import LVMConfig
@@ -14,7 +15,19 @@ from lvm.training import OptimConfig, TrainerConfig
 from tokenizer.train import TrainConfig, read_config
 
 ROOT = config_folder()
-GROUPS = ("model", "data", "data/source", "optim", "trainer", "logger", "experiment", "debug", "tokenizer", "sweep")
+GROUPS = (
+    "model",
+    "data",
+    "data/source",
+    "optim",
+    "trainer",
+    "logger",
+    "experiment",
+    "debug",
+    "tokenizer",
+    "sweep",
+    "launcher",
+)
 SOURCES = {
     kind: getattr(importlib.import_module(f"lvm.sources.{module}"), config)
     for kind, (module, config, _) in KINDS.items()
@@ -88,3 +101,8 @@ def test_a_source_builds(name):
 def test_a_tokenizer_builds(name, tmp_path):
     config, _ = read_config([f"experiment={name}", f"out={tmp_path}"])
     assert isinstance(config, TrainConfig)
+
+
+@pytest.mark.parametrize("name", names("launcher"))
+def test_a_launcher_builds(name):
+    assert build(LauncherConfig, load_config(f"launcher/{name}"), "launcher").type == name

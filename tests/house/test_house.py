@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,14 @@ def test_no_file_holds_a_second_idea():
         f"{path.relative_to(ROOT)}: {n}" for path, _ in modules() if (n := len(path.read_text().splitlines())) > 600
     ]
     assert not long, long
+
+
+def test_every_package_travels_in_the_wheel():
+    """Listed by hand: a search finds no folder that lies outside, as configs/ and slurm/ do."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    inside = {
+        str(file.parent.relative_to(ROOT)).replace("/", ".")
+        for top in ("lvm", "tokenizer")
+        for file in (ROOT / top).rglob("__init__.py")
+    }
+    assert set(listed) == inside | {"lvm.configs", "lvm.slurm"}
