@@ -36,6 +36,8 @@ from lvm.runtime.lease import held_lease
 from lvm.runtime.machine import compile_problem, git_commit, machine_description, set_threads
 from lvm.runtime.memory import keep_freed_memory
 from lvm.runtime.metrics import MetricsLog
+from lvm.runtime.rendezvous import cluster_environment, first_process
+from lvm.runtime.requeue import come_back, count_restart, newest_step
 from lvm.runtime.signals import StopFlag
 from tokenizer.bulk import BulkEncoder, bf16_pays
 from tokenizer.evaluate import decibels, squared_errors, usage_of
@@ -358,8 +360,14 @@ def main() -> int:
 
     strategy = "auto" if config.devices == config.num_nodes == 1 and "RANK" not in os.environ else "ddp"
     fabric = Fabric(
-        accelerator=config.accelerator, strategy=strategy, devices=config.devices, num_nodes=config.num_nodes
+        accelerator=config.accelerator,
+        strategy=strategy,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        plugins=cluster_environment(config.devices, config.num_nodes),
     )
+    if not (out / "tokenizer" / "model.safetensors").is_file():
+        count_restart(out, newest_step(out), first_process())
     fabric.launch()
     try:
 
@@ -382,12 +390,14 @@ def main() -> int:
         pictures = shared_between_ranks(read, Distributed(), fabric.local_rank)
         say(f"{len(pictures.train)} pictures to train on, {len(pictures.held_out)} held out")
         result = train(config, out, pictures, say, fabric.device)
+        if result.tokenizer is None:
+            say(f"stopped at step {result.step}: {out}")
+            come_back(out, result.signal, result.step, Distributed())
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
     if result.tokenizer is not None:
         return 0
-    say(f"stopped at step {result.step}; the same command continues it")
     return 128 + (result.signal or signal.SIGTERM)
 
 

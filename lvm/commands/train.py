@@ -5,7 +5,6 @@ name made of the experiment and the overrides, never of the time.
 """
 
 import hashlib
-import os
 import re
 import signal
 from collections.abc import Sequence
@@ -23,9 +22,9 @@ from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError, build, read_json
 from lvm.runtime.config_files import load_config
 from lvm.runtime.distributed import Distributed, lost_peers_named, meeting
-from lvm.runtime.rendezvous import cluster_environment
-from lvm.runtime.requeue import count_restart, newest_step, number_of_restart, requeue_own_job
-from lvm.runtime.signals import StopFlag, signals_ignored
+from lvm.runtime.rendezvous import cluster_environment, first_process
+from lvm.runtime.requeue import come_back, count_restart, newest_step, number_of_restart
+from lvm.runtime.signals import StopFlag
 from lvm.training import Answer, OptimConfig, RunOptions, TrainerConfig, TrainResult, TrainState, train
 from lvm.training.outcome import FILE as OUTCOME_FILE
 
@@ -128,11 +127,6 @@ def finished_before(run_dir: Path, max_steps: int) -> TrainResult | None:
     return TrainResult(TrainState(step=facts["step"], tokens=facts["tokens"], seconds=facts["seconds"]), True)
 
 
-def first_process() -> bool:
-    """Before ranks are launched: whether this becomes rank 0."""
-    return not any(int(os.environ.get(key) or 0) for key in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-
-
 def train_config(overrides: Sequence[str]) -> TrainResult:
     """Compose configs/train.yaml with `overrides` and train; every rank of a launched job calls it alike."""
     # `tokenizer` is a folder of configs, whose files Hydra would look for.
@@ -193,20 +187,11 @@ def launch_and_train(config: dict[str, Any], trainer: TrainerConfig, optim: Opti
             if ranks.is_main:
                 print(f"{'finished' if result.finished else 'stopped'} at step {result.state.step}: {run_dir}")
             if not result.finished:
-                come_back(run_dir, result, ranks)
+                come_back(run_dir, result.signal, result.state.step, ranks)
             return result
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def come_back(run_dir: Path, result: TrainResult, ranks: Distributed) -> None:
-    """A stopped run is saved, its lease released: see that it starts again. The ranks end after that has been asked."""
-    received = next((number for number in ranks.gather(result.signal) if number is not None), None)
-    with signals_ignored():
-        if ranks.is_main:
-            print(requeue_own_job(received, result.state.step, newest_step(run_dir)), flush=True)
-        ranks.barrier()
 
 
 def main(argv: Sequence[str]) -> int:

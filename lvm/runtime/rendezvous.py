@@ -55,6 +55,11 @@ def refuse_other_number(devices: int | str, num_nodes: int) -> None:
         )
 
 
+def first_process() -> bool:
+    """Whether this becomes rank 0, as far as one can tell before ranks are launched."""
+    return not any(int(os.environ.get(key) or 0) for key in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+
+
 def num_tasks() -> int:
     """Tasks of the Slurm step that this process is one of; 1 outside one."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) if "SLURM_PROCID" in os.environ else 1

@@ -26,8 +26,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lvm.runtime.checkpoint import list_checkpoints
+from lvm.runtime.distributed import Distributed
 from lvm.runtime.errors import UserError
 from lvm.runtime.files import write_json
+from lvm.runtime.signals import signals_ignored
 from lvm.runtime.slurm import Job, show_job, slurm
 
 FILE = "restarts.json"
@@ -103,12 +105,20 @@ def saved_so_far(newest_step: int) -> str:
     return f"the newest is of step {newest_step}" if newest_step >= 0 else "there is none"
 
 
-def requeue_own_job(received: int | None, step: int, newest_step: int) -> str:
-    """Ask Slurm for another start of this job if it is ours to ask; a line that says what comes next.
+def come_back(run_dir: Path, received: int | None, step: int, ranks: Distributed) -> None:
+    """At the end of a stopped run, saved and its lease released: rank 0 sees that it starts again and says so.
 
-    To be called by rank 0 alone, when everything is saved and the lease released; the others must live until it has
-    returned, for srun may end the step when its first task exits. Slurm signals the step at once: have it ignored.
+    The others wait for that, since srun may end the step when its first task exits. `received`: this rank's signal.
     """
+    first = next((number for number in ranks.gather(received) if number is not None), None)
+    with signals_ignored():  # Slurm sends TERM as soon as it is asked
+        if ranks.is_main:
+            print(requeue_own_job(first, step, newest_step(run_dir)), flush=True)
+        ranks.barrier()
+
+
+def requeue_own_job(received: int | None, step: int, newest_step: int) -> str:
+    """Ask Slurm for another start of this job if it is ours to ask; a line that says what comes next."""
     again = "the same command continues it"
     job_id = own_job()
     if job_id is None or received not in (signal.SIGUSR2, signal.SIGTERM):
