@@ -236,6 +236,11 @@ def timed_all_reduce(ranks: Distributed, device: torch.device) -> tuple[dict[str
 # The whole.
 
 
+def is_launched(ranks: Distributed) -> bool:
+    """Whether there is anything to agree on, or nobody looks on."""
+    return ranks.world_size > 1 or "SLURM_JOB_ID" in os.environ
+
+
 def self_test(
     ranks: Distributed,
     device: torch.device,

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from lvm.cluster.evaluation_jobs import EvaluationConfig, evaluations
-from lvm.cluster.self_test import self_test
+from lvm.cluster.self_test import is_launched, self_test
 from lvm.data import Plan, TokenPlan, held_out_plan, open_plan
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError, build, read_json
@@ -166,7 +166,7 @@ def launch_and_train(config: dict[str, Any], trainer: TrainerConfig, optim: Opti
         ranks = Distributed()
     try:
         with lost_peers_named(ranks):
-            if trainer.self_test == "auto" and (ranks.world_size > 1 or "SLURM_JOB_ID" in os.environ):
+            if trainer.self_test == "auto" and is_launched(ranks):
                 checkpoint_bytes = (
                     12 * build(LVMConfig, config["model"], "model").num_params if trainer.save_every_steps else 0
                 )
