@@ -9,8 +9,9 @@
                                                     delete its own meanwhile; removed when the result is there
                     jobs.jsonl                      what was submitted
 
-Rank 0 submits from the thread that writes checkpoints; the loop waits for none of it, and what fails here is a line in
-the run's log. In a Slurm job the evaluation is one too, elsewhere a process of low priority on this machine's CPU.
+Rank 0 links a checkpoint when it is complete and submits from a thread, which may wait for Slurm: neither the loop nor
+the next save does. What fails here is a line in the run's log. In a Slurm job the evaluation is one too, elsewhere a
+process of low priority on this machine's CPU.
 """
 
 import json
@@ -19,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -138,8 +140,8 @@ def alone_with(run: Path, step: int, in_turn: bool = False) -> Iterator[None]:
 
 
 def submit_evaluation(run: Path, checkpoint: Path, config: EvaluationConfig) -> str:
-    """Hold a checkpoint and start its evaluation elsewhere; what was started. Raises `UserError`, holding nothing."""
-    step, held_before = step_of(checkpoint), waiting(run)
+    """Hold a checkpoint and start its evaluation elsewhere; what was started. Where that fails it is held no more."""
+    step = step_of(checkpoint)
     hold(run, checkpoint)
     try:
         if runs_in_slurm(config):
@@ -148,8 +150,7 @@ def submit_evaluation(run: Path, checkpoint: Path, config: EvaluationConfig) -> 
         else:
             started = {"step": step, "pid": start_process(run, step).pid}
     except BaseException:
-        if step not in map(step_of, held_before):
-            let_go(run, step)
+        let_go(run, step)
         raise
     with open(run / FOLDER / "jobs.jsonl", "a") as file:
         file.write(json.dumps(started | {"time": round(time.time(), 3)}) + "\n")
@@ -232,14 +233,25 @@ def evaluations(
         step = step_of(checkpoint)
         if step % config.every_steps:
             return
-        try:
-            held = len(waiting(run))
-            if held >= config.most_waiting:
+        with said_instead_of_raised(step):
+            if (held := len(waiting(run))) >= config.most_waiting:
                 say(f"step {step} is not evaluated: {held} checkpoints wait for that (evaluation.most_waiting)")
             else:
-                say(f"step {step} is evaluated by {submit_evaluation(run, checkpoint, config)}")
+                hold(run, checkpoint)
+                # No daemon: the process does not end before the last one is submitted.
+                threading.Thread(target=submit, args=(checkpoint,), name=f"evaluate-{checkpoint.name}").start()
+
+    def submit(checkpoint: Path) -> None:
+        step = step_of(checkpoint)
+        with said_instead_of_raised(step):
+            say(f"step {step} is evaluated by {submit_evaluation(run, checkpoint, config)}")
+
+    @contextmanager
+    def said_instead_of_raised(step: int) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # whatever it is, it is no reason to stop training
             said = " ".join(str(error).split())
-            say(f"step {step} is not evaluated ({said}); lvm evaluate-checkpoints {run} does it later")
+            say(f"step {step} is not evaluated ({said}); lvm evaluate-checkpoints {run} does it while it is kept")
 
     return on_checkpoint
