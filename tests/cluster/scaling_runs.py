@@ -28,7 +28,8 @@ def composed(overrides):
 def write_run(folder, n, steps, loss, lr=0.004, seed=0, overrides=BRANCH, plan="a" * 64, **result):
     """A finished run: its config, result and the manifest of a checkpoint."""
     folder = Path(folder)
-    config = json.loads(composed((f"trainer.max_steps={steps}", f"optim.lr={lr}", f"seed={seed}", *overrides)))
+    config = json.loads(composed(tuple(overrides))) | {"seed": seed}
+    config["trainer"]["max_steps"], config["optim"]["lr"] = steps, lr
     outcome = {
         "finished": True,
         "signal": None,
