@@ -154,12 +154,20 @@ def check_path(path: Path) -> None:
         raise UserError(f"{str(path)!r} holds {found[0]!r}, which job scripts read otherwise; use another folder")
 
 
+def python_words() -> list[str]:
+    """The Python of this command; -P: a folder `tokenizer` where somebody works is not taken for the package."""
+    here = Path(__file__).parents[2] == Path.cwd()
+    return [sys.executable] if here else [sys.executable, "-P"]
+
+
 def values_of(
     config: LauncherConfig, kind: Kind, run_dir: Path, cpus: int, binds: bool, num_members: int
 ) -> dict[str, str]:
     """What stands for each placeholder of a template."""
     srun_options, before_python = container_words(config, run_dir)
-    python = config.python or ("python" if config.container else sys.executable)
+    python = (
+        shlex.quote(config.python) if config.python else "python" if config.container else shlex.join(python_words())
+    )
     return {
         "name": f"lvm-{run_dir.name}",
         "nodes": str(config.nodes),
@@ -175,7 +183,7 @@ def values_of(
         "environment": environment_lines(config),
         "setup": "\n".join(config.setup),
         "srun_options": " ".join(filter(None, [f"--cpus-per-task={cpus}", "--cpu-bind=cores" * binds, srun_options])),
-        "python": before_python + shlex.quote(python),
+        "python": before_python + python,
         "tasks": str(config.tasks),
         "last_task": str((config.tasks if kind == "tokenize" else num_members) - 1),
     }

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from lvm.cluster.job_script import KINDS, JobPlan, Kind, LauncherConfig, plan_job
+from lvm.cluster.job_script import KINDS, JobPlan, Kind, LauncherConfig, plan_job, python_words
 from lvm.cluster.launch import AtWork, files_of, read_members, refuse_twice, submit_job, write_files
 from lvm.commands import evaluate, tokenize
 from lvm.commands._options import read_value
@@ -247,7 +247,7 @@ def carry_out(
     members: Sequence[Sequence[str]] = (),
 ) -> int:
     run_dir = plan.run_dir
-    words = [sys.executable, "-m", "lvm", plan.kind, *plan.arguments]
+    words = [*python_words(), "-m", "lvm", plan.kind, *plan.arguments]
     if command.dry_run:
         print(plan.script or shlex.join(words))
         return 0
