@@ -11,7 +11,7 @@ from typing import Any
 
 from lvm.cluster import slurm
 from lvm.cluster.sweep_launchers import LaunchOptions, SubmititLauncher, Work, last_line, make_launcher, written_at
-from lvm.cluster.sweep_state import RECORD, decide, is_running, look
+from lvm.cluster.sweep_state import RECORD, decide, is_running, look, owner
 from lvm.cluster.sweeps import RESULT, Member, Sweep
 from lvm.runtime import UserError, read_json, write_json
 from lvm.runtime.lease import RunLease
@@ -113,6 +113,8 @@ def _sort_out(
         elif state.kind == "running" or _is_queued(job):
             counts["running"] += 1
             record.note(member, state="running", why="", **known)
+            who = f"job {job}" if _is_queued(job) else owner(member.folder)
+            say(f"{member.id}: at work already by {who}, waited for")
             foreign.append(work)
         else:
             record.note(member, state="queued", why="", job="", **known)

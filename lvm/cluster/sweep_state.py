@@ -165,14 +165,25 @@ def final_loss(result: Mapping[str, Any] | None) -> float | None:
 
 def is_running(folder: Path) -> bool:
     """Whether somebody holds the run's lease and may live."""
-    path = folder / "lease.json"
-    owner = read_json(path) if path.is_file() else {}
-    if not owner or owner.get("released") or may_take_over(owner):
+    lease = _lease(folder)
+    if not lease or lease.get("released") or may_take_over(lease):
         return False
-    if owner.get("job") and slurm.has_slurm():
-        job = slurm.jobs([owner["job"]]).get(owner["job"])
+    if lease.get("job") and slurm.has_slurm():
+        job = slurm.jobs([lease["job"]]).get(lease["job"])
         return job is not None and not job.ended
     return True
+
+
+def owner(folder: Path) -> str:
+    """Who holds the run's lease."""
+    lease = _lease(folder)
+    return f"pid {lease.get('pid')} on {lease.get('host')} since {lease.get('since')}"
+
+
+def _lease(folder: Path) -> dict[str, Any]:
+    path = folder / "lease.json"
+    lease: dict[str, Any] = read_json(path) if path.is_file() else {}
+    return lease
 
 
 def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any], default: Mapping[str, Any]) -> list[str]:
