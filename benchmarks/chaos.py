@@ -239,7 +239,7 @@ def live(folder: Path, run: str, ranks: int, steps: int, aim: Aim | None, takes:
         now = time.time()
         if killed_at:
             if now > killed_at + STUCK:
-                life.stuck = ranks - len(ended)
+                life.stuck = max(life.stuck, ranks - len(ended))
                 kill(pids, set(range(ranks)) - set(ended))
             time.sleep(0.01)
             continue
@@ -344,7 +344,8 @@ def torment(folder: Path, kills: int, ranks: int, seed: int) -> dict[str, Any]:
     todo, lives, runs, failures = aims(kills, ranks, random.Random(seed)), list[Life](), 0, list[str]()
     identical, left, begun = True, list[str](), time.time()
     while todo:
-        runs, run = runs + 1, f"run-{runs}"
+        runs += 1
+        run = f"run-{runs}"
         while True:
             life = live(folder, run, ranks, steps, todo[0] if todo else None, takes)
             lives.append(life)

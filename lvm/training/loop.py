@@ -24,7 +24,7 @@ from lvm.data import Plan, WindowLoader
 from lvm.model import LVM
 from lvm.runtime import UserError, write_json
 from lvm.runtime.checkpoint import CheckpointWriter
-from lvm.runtime.distributed import Distributed, StopAgreement, lost_peers_named
+from lvm.runtime.distributed import Distributed, StopAgreement, lost_peers_named, meeting
 from lvm.runtime.files import sweep
 from lvm.runtime.lease import held_lease
 from lvm.runtime.machine import bf16_is_fast, compile_problem, git_commit, machine_description, set_threads
@@ -351,7 +351,9 @@ def train(
     Raises `UserError` for a config that cannot be, a run folder in use, a checkpoint of another run; `NotFinite` for a
     step that would spoil the weights.
     """
-    device, ranks = torch.device(device), Distributed()
+    device = torch.device(device)
+    with meeting(config.start_timeout_seconds):
+        ranks = Distributed()
     check_model_fits_plan(model, plan)
     check_files(plan, ranks)
     size, _ = micro_batches(config.batch_size, config.micro_batch_size, ranks.world_size)
@@ -361,7 +363,8 @@ def train(
     max_steps, optim = run_lengths(config, optim, compiled)
     dtype = compute_dtype(config.precision, device)
     choose_attention(config.attention, device, dtype, config.document_mask)  # refused before the first step
-    mesh = make_mesh(config.parallel, ranks.world_size, device.type)
+    with meeting(config.start_timeout_seconds):
+        mesh = make_mesh(config.parallel, ranks.world_size, device.type)
     identity = run_identity(model, optim, config, run, dtype)
     num_threads = set_threads(config.num_threads)
 
