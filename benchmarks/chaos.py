@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import sys
@@ -319,6 +320,11 @@ def left_behind(run_dir: Path) -> list[str]:
     return sorted(str(path.relative_to(run_dir)) for mark in (".tmp-*", ".old-*") for path in run_dir.rglob(mark))
 
 
+def processor_seconds() -> float:
+    """Of this process and its ranks."""
+    return sum(sum(resource.getrusage(whose)[:2]) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     ordered = sorted(values)
     at = lambda share: round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
@@ -374,6 +380,7 @@ def torment(folder: Path, kills: int, ranks: int, seed: int) -> dict[str, Any]:
         "starts": len(lives),
         "steps": steps,
         "seconds": round(time.time() - begun, 1),
+        "processor_seconds": round(processor_seconds(), 1),  # of the undisturbed run too
         "seconds_of_a_phase_undisturbed": {phase: round(seconds, 3) for phase, seconds in takes.items()},
         "by_phase": {phase: figures(some) for phase, some in by_phase.items() if some},
         "survivors": {
