@@ -165,9 +165,8 @@ def values_of(
 ) -> dict[str, str]:
     """What stands for each placeholder of a template."""
     srun_options, before_python = container_words(config, run_dir)
-    python = (
-        shlex.quote(config.python) if config.python else "python" if config.container else shlex.join(python_words())
-    )
+    words = ["python"] if config.container else python_words()
+    python = shlex.join([config.python] if config.python else words)
     return {
         "name": f"lvm-{run_dir.name}",
         "nodes": str(config.nodes),
