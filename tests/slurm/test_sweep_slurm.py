@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 def sweep(cluster, tmp_path_factory):
     """The arguments of a sweep of four on the cluster, and its folder."""
     folder = tmp_path_factory.mktemp("sweep")
-    overrides = [*tiny_overrides(folder), "trainer.max_steps=400", "trainer.save_every_steps=100"]
+    overrides = [*tiny_overrides(folder), "trainer.max_steps=200", "trainer.save_every_steps=50"]
     path = write_sweep(folder, overrides, {"first": {"grid": {"seed": [0, 1, 2, 3]}}})
     out = folder / "out"
     return ["run", str(path), f"out={out}", "launcher=slurm", "partition=main", "time=20", "cpus=1"], out
