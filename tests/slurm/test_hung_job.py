@@ -16,13 +16,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 def test_a_job_with_a_stopped_rank_names_it_is_requeued_and_finishes(cluster, tmp_path):
     run, script, log = tmp_path / "run", tmp_path / "job.sh", tmp_path / "log"
-    trainer = ["num_nodes=2", "max_steps=400", "save_every_steps=20", "peer_timeout_seconds=10"]
+    trainer = ["num_nodes=2", "max_steps=120", "save_every_steps=10", "peer_timeout_seconds=10"]
     options = [f"run_dir={run}", *tiny_overrides(tmp_path), *(f"trainer.{option}" for option in trainer)]
     script.write_text(
         f"#!/bin/bash\nsrun --kill-on-bad-exit=0 --wait=60 {sys.executable} {ROOT}/train.py {' '.join(options)}\n"
     )
     job = cluster.submit("--requeue", "--open-mode=append", f"--output={log}", "--nodes=2", "--ntasks=2", script)
-    wait_for_step(run, 25)
+    wait_for_step(run, 12)
     (stopped,) = [pid for pid in ranks_of(run) if pid != json.loads((run / "lease.json").read_text())["pid"]]
     start = process_start(stopped)
     os.kill(stopped, signal.SIGSTOP)
