@@ -46,7 +46,8 @@ def smaller(tmp_path):
         '".[slurm,video]"': f'"{ROOT}[slurm,video]"',
         "/scratch/": f"{tmp_path}/scratch/",
         "/data/photos": str(pictures),
-        "photos-256px-f16-8192 --workers 8": f"{tokenizer} --workers 0 --shard-size 4",
+        "photos-256px-f16-8192": str(tokenizer),
+        "--workers 8": "--workers 0 --shard-size 4",
         "tasks=64": "tasks=2",
         "recommended model=3b": f"recommended {' '.join(small)}",
         "data.seq_len=4096": "data.seq_len=16",
@@ -96,7 +97,8 @@ def test_every_command_of_the_page_runs(cluster, smaller, tmp_path):
             if "--dry-run" in command:
                 assert said.startswith("#!/bin/bash") and not kept.exists()
             else:
-                until(lambda: list(kept.glob("checkpoints/step-*")), logs)
+                until(lambda: list(kept.glob("checkpoints/step-*")) or all_ended(), logs)
+                assert not all_ended(), logs()
         elif "background=true" in command:
             until(lambda: list(tmp_path.glob("runs/*/result.json")) and "finished" in logs(), logs)
         else:

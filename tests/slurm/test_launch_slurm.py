@@ -92,9 +92,9 @@ def test_a_training_on_two_nodes_is_followed_continued_and_not_confused(cluster,
 
 def test_a_signalled_job_saves_and_comes_back_by_itself(cluster, start, overrides, tmp_path):
     run_dir = tmp_path / "run"
-    start(*overrides, *ON_THE_CPU, f"run_dir={run_dir}", "trainer.max_steps=4000", "trainer.save_every_steps=2000")
+    start(*overrides, *ON_THE_CPU, f"run_dir={run_dir}", "trainer.max_steps=400", "trainer.save_every_steps=200")
     (job,) = jobs_of(run_dir)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not list(run_dir.glob("metrics/*")):
         assert time.monotonic() < deadline, cluster.state(job)
         time.sleep(0.2)
@@ -104,7 +104,7 @@ def test_a_signalled_job_saves_and_comes_back_by_itself(cluster, start, override
         assert time.monotonic() < deadline, log(run_dir)
         time.sleep(0.2)
     ended(cluster, job, run_dir)
-    assert f"job {job} is requeued" in log(run_dir) and "finished at step 4000" in log(run_dir)
+    assert f"job {job} is requeued" in log(run_dir) and "finished at step 400" in log(run_dir)
     assert log(run_dir, "job").count(f" job {job}, start ") == 2
 
 
