@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lvm.cluster.law_fit import interval
-from lvm.cluster.law_points import Point
+from lvm.cluster.law_points import Point, levels
 from lvm.cluster.laws import Findings, flops_by_token
 from lvm.runtime.charts import GREEN, ORANGE, ORDERED, RED, Series, log_chart, short
 from lvm.runtime.files import atomic_write, write_json
@@ -119,9 +119,10 @@ def banded(places: Any, predicted: Any, colour: str, kind: str = "line", name: s
 
 def loss_by_tokens(findings: Findings) -> str:
     colour_of = colours(findings.used)
-    lines = []
+    lines, tokens = [], [point.tokens for point in findings.used]
+    if len(levels(tokens)) == 1:
+        return ""
     if findings.joint is not None:
-        tokens = [point.tokens for point in findings.used]
         places = np.geomspace(min(tokens) / 1.3, max(tokens) * 3, 40)
         lines = [banded(places, findings.joint.fits.loss(n, places), colour) for n, colour in colour_of.items()]
     return log_chart([*lines, *dots(findings.used, "tokens", colour_of)], "tokens D", LOSS)
@@ -266,9 +267,10 @@ def law_table(record: Mapping[str, Any]) -> str:
 
 def constant(row: Mapping[str, Any]) -> str:
     """A value and its interval, in few characters."""
-    if row["value"] >= 100:
-        return f"{short(row['value'])} {scaled(row['interval']) if row['interval'] else ''}"
-    return f"{row['value']:.3f} {ends(row['interval'], '.2f') if row['interval'] else ''}"
+    value = short(row["value"]) if row["value"] >= 100 else f"{row['value']:.3f}"
+    if row["interval"] is None:
+        return value
+    return f"{value} {ends(row['interval'], '.2f') if row['interval'][1] < 100 else scaled(row['interval'])}"
 
 
 def held_back_table(record: Mapping[str, Any]) -> str:

@@ -156,7 +156,10 @@ def rates(points: Sequence[Point]) -> dict[str, Any]:
     budgets = sorted({row["tokens"] for row in inside}, key=lambda d: -sum(row["tokens"] == d for row in inside))
     at = [row for row in inside if row["tokens"] == budgets[0]] if budgets else []
     found = power_law([row["n"] for row in at], [row["lr_at_bottom"] for row in at]) if len(at) >= LEAST else None
-    return {"rows": rows, "law": found and found | {"tokens": budgets[0]}, "warnings": rate_warnings(rows)}
+    warnings = rate_warnings(rows)
+    if found is not None and found["exponent_interval"][0] < 0 < found["exponent_interval"][1]:
+        warnings.append("how the best lr moves with size is not determined by these runs: its exponent may be 0")
+    return {"rows": rows, "law": found and found | {"tokens": budgets[0]}, "warnings": warnings}
 
 
 def best_rate(losses: dict[float, float]) -> dict[str, Any]:

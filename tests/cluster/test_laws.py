@@ -214,6 +214,20 @@ def test_a_rate_at_the_border_of_its_grid_is_named():
     assert any("0.008, is the highest tried" in warning for warning in found["warnings"])
 
 
+def test_rates_that_move_without_order_have_no_law():
+    def rows(bottoms):
+        for n, best in zip(SIZES, bottoms):
+            for lr in (0.002, 0.004, 0.008, 0.016):
+                yield Point(f"{n}-{lr}", n, 2e6, 4 + np.log(lr / best) ** 2, lr, 6 * n)
+
+    ordered, mixed = (
+        rates(list(rows((0.01, 0.008, 0.007, 0.005, 0.004)))),
+        rates(list(rows((0.01, 0.004, 0.01, 0.004, 0.008)))),
+    )
+    assert not ordered["warnings"] and ordered["law"]["exponent_interval"][1] < 0
+    assert "its exponent may be 0" in mixed["warnings"][0]
+
+
 def test_the_run_at_the_best_rate_counts_by_the_mean_of_its_seeds():
     figures = [(0.002, 0, 4.0), (0.002, 1, 4.4), (0.004, 0, 4.1), (0.004, 1, 4.1)]
     points = [Point(f"{lr}-{seed}", 1e5, 2e6, loss, lr, 6e5, seed) for lr, seed, loss in figures]
