@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lvm.cluster.sweep_run import Record
-from lvm.cluster.sweep_state import decide, final_loss, look, read_result
+from lvm.cluster.sweep_state import decide, final_loss, is_finished, look, read_result
 from lvm.cluster.sweeps import Member, Sweep
 from lvm.runtime import UserError, atomic_write, read_json, write_json
 
@@ -40,6 +40,8 @@ def _state(sweep: Sweep, member: Member, known: Mapping[str, Any]) -> tuple[str,
     """What the folder says now; why a run failed only the one who watched it knows."""
     try:
         decision = decide(sweep, member)
+        if decision.waits_for and is_finished(read_result(member.folder)):  # made by hand, ahead of its turn
+            return "finished", "", (f"{member.id} was made before what it {decision.waits_for}",)
         if decision.waits_for:
             return known.get("state", "waits"), known.get("why") or decision.waits_for, decision.notes
         state = look(member, decision.overrides)
