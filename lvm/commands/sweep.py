@@ -148,10 +148,9 @@ def show_table(arguments: Sequence[str]) -> int:
 
 def main(argv: Sequence[str]) -> int | None:
     if argv and argv[0] == "fit":
-        from lvm.cluster import laws
+        from lvm.cluster.laws import main as fit
 
-        result: int | None = laws.main(list(argv[1:]))
-        return result
+        return fit(list(argv[1:]))
     if not argv or any(a in ("-h", "--help") for a in argv):
         print(__doc__)
         return 0
