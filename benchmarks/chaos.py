@@ -293,6 +293,7 @@ def count_losses(life: Life, watch: Watch, step_before: int, loop_started: float
 
 def whole_run(folder: Path, ranks: int, steps: int) -> dict[str, float]:
     """The run that nobody kills; how long each phase took, the middle one of its times."""
+    live(folder, "first", ranks, 1, None, {})  # builds the store, which no later start waits for
     life = live(folder, "whole", ranks, steps, None, {})
     if set(life.codes.values()) != {0}:
         raise UserError(f"the undisturbed run failed: {said(folder, 'whole')}")
