@@ -6,9 +6,10 @@ cluster keeps accounts.
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from lvm.runtime import UserError
-from lvm.runtime.slurm import ENDED, Job, has_slurm, parse_job, require_slurm, show_job, slurm
+from lvm.runtime.slurm import ENDED, Job, fields, has_slurm, parse_job, require_slurm, slurm
 
 __all__ = [
     "ENDED",
@@ -38,19 +39,42 @@ def submit(
 
 
 def jobs(ids: Sequence[str]) -> dict[str, Job]:
-    """What Slurm knows of these jobs; one it has forgotten is not in the answer. Few questions for any number."""
-    if len(ids) > _ASKED_ONE_BY_ONE:
-        found = _among_all(ids)
-    else:
-        found = {job_id: job for job_id in ids if (job := show_job(job_id)) is not None}
+    """What Slurm knows of these jobs; one it has forgotten is not in the answer. Few questions for any number.
+
+    An id may be that of an array, "12", or of one of its tasks, "12_3".
+    """
+    lines = [line for job_id in ids for line in _shown(job_id)] if len(ids) <= _ASKED_ONE_BY_ONE else _shown()
+    by_name: dict[str, list[Job]] = {}
+    for line in lines:
+        for name in _names(fields(line)):
+            by_name.setdefault(name, []).append(parse_job(line))
+    found = {job_id: _as_one(job_id, by_name[job_id]) for job_id in ids if job_id in by_name}
     missing = [job_id for job_id in ids if job_id not in found]
     return found | (_from_accounts(missing) if missing else {})
 
 
-def _among_all(ids: Sequence[str]) -> dict[str, Job]:
-    lines = slurm("scontrol", "--oneliner", "show", "job").splitlines()
-    every = [parse_job(line) for line in lines if line.startswith("JobId=")]
-    return {job.id: job for job in every if job.id in set(ids)}
+def _shown(*job_id: str) -> list[str]:
+    """A line a job, and one for the tasks of an array that wait."""
+    try:
+        lines = slurm("scontrol", "--oneliner", "show", "job", *job_id).splitlines()
+    except UserError as error:
+        if "Invalid job id" not in str(error):
+            raise
+        return []
+    return [line for line in lines if line.startswith("JobId=")]
+
+
+def _names(values: Mapping[str, str]) -> set[str]:
+    """The last task of an array that is started has the array's own id."""
+    array = values.get("ArrayJobId")
+    return {array, f"{array}_{values.get('ArrayTaskId')}"} if array else {values["JobId"]}
+
+
+def _as_one(job_id: str, tasks: Sequence[Job]) -> Job:
+    """Of an array: a task at work, else one that waits, else one that failed, else any."""
+    ranks = {"RUNNING": 0, "COMPLETED": 4}
+    first = min(tasks, key=lambda job: ranks.get(job.state, 3 if job.ended else 1))
+    return replace(first, id=job_id)
 
 
 def requeue(job_id: str) -> None:

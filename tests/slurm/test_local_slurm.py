@@ -37,3 +37,16 @@ def test_a_requeued_job_runs_again(cluster, tmp_path):
 def test_a_complaint_of_slurm_is_one_line(cluster, tmp_path):
     with pytest.raises(UserError, match=r"^sbatch failed: .*invalid partition"):
         slurm.submit(script(tmp_path, "true"), "--partition=nowhere")
+
+
+def test_an_array_and_its_tasks(cluster, tmp_path):
+    body = "#SBATCH --array=0-5%2\n[ $SLURM_ARRAY_TASK_ID = 1 ] && exit 3; [ $SLURM_ARRAY_TASK_ID = 0 ] && sleep 60"
+    array = slurm.submit(script(tmp_path, body))
+    tasks = [f"{array}_{number}" for number in range(6)]
+    cluster.wait(f"{array}_5", "COMPLETED", "FAILED")
+    found = slurm.jobs([array, *tasks])
+    assert [found[task].state for task in tasks[:2]] == ["RUNNING", "FAILED"] and found[array].state == "RUNNING"
+    assert slurm.jobs([tasks[1], array]) == {name: found[name] for name in (tasks[1], array)}
+    slurm.cancel(tasks[0])
+    cluster.wait(tasks[0], "CANCELLED")
+    assert slurm.jobs([array])[array].state in ("CANCELLED", "FAILED")
