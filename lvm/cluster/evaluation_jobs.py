@@ -163,7 +163,7 @@ def runs_in_slurm(config: EvaluationConfig) -> bool:
 
 def command(run: Path, step: int, *options: str) -> list[str]:
     """The evaluation as a process: of the suites that the run's config names."""
-    return [sys.executable, "-m", "lvm", "evaluate-checkpoints", str(run.resolve()), "--steps", str(step), *options]
+    return [sys.executable, "-P", "-m", "lvm", "evaluate-checkpoints", str(run.resolve()), "--steps", str(step), *options]
 
 
 def submit_job(run: Path, step: int, config: EvaluationConfig) -> str:

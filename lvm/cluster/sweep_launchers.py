@@ -168,7 +168,7 @@ class LocalLauncher:
         if self.workers > 1:  # two compilations at once in one cache disturb each other
             folder = cache_folder() / "inductor" / f"worker-{worker}"
             environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
-        command = [sys.executable, "-m", "lvm", "train", *work.command()]
+        command = [sys.executable, "-P", "-m", "lvm", "train", *work.command()]
         with open(work.log, "ab") as log:
             return on_cores(self.cores[worker], command, environment, log)
 

@@ -150,7 +150,7 @@ def reason_against(job: Job | None, step: int, newest_step: int) -> str | None:
     if job.restarts > int(os.environ.get("SLURM_RESTART_COUNT") or 0):
         return "it is requeued already"
     if not job.may_requeue:
-        return "it was submitted with --no-requeue, or the cluster requeues none; the same command continues the run"
+        return "it was submitted with --no-requeue or cancelled; the same command continues the run"
     if newest_step < step:
         return f"step {step} was not saved ({saved_so_far(newest_step)})"
     return None

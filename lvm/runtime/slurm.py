@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 from lvm.runtime.errors import UserError
 
-ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
+ENDED = (
+    *("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"),
+    *("PREEMPTED", "REVOKED"),  # by a cluster that cancels what it preempts; one that requeues says PENDING
+)
 
 
 @dataclass(frozen=True)
