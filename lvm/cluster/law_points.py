@@ -200,7 +200,7 @@ def refuse_mixed(folders: Mapping[str, Path], configs: Mapping[str, Mapping[str,
         if ours is None or theirs is None or ours != theirs:
             lines += differences(data_facts(configs[first]), data_facts(configs[name]))
         if ours is not None and theirs is not None and ours != theirs and not lines:
-            lines = [f"the {key} is {theirs.get(key, '')[:12]} and was {ours[key][:12]}" for key in ours]
+            lines = differences(*({f"the {key}": value[:12] for key, value in side.items()} for side in (ours, theirs)))
         if lines:
             raise UserError(
                 f"{name} and {first} are not of one law, their data or validation differ: {shown(lines, 3)}; give the "

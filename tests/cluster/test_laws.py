@@ -275,10 +275,11 @@ def test_runs_on_other_data_are_not_mixed(tmp_path, other):
     write_grid(tmp_path / "runs")
     plan = {"plan": "c" * 64} | other
     write_run(tmp_path / "runs/branch/other", 300_000, 580, 4.0, **plan)
-    with pytest.raises(UserError, match=r"branch/other .*model=100000.*not of one law") as refused:
+    with pytest.raises(UserError, match=r"other and model=100000,\S+ are not of one law") as refused:
         main([str(tmp_path / "runs"), "--out", str(tmp_path / "law")])
     assert "\n" not in str(refused.value)
     assert ("data.seq_len is 864 and was 432" if "overrides" in other else "plan is cccccccccccc") in str(refused.value)
+    assert "tokenizer" not in str(refused.value)
 
 
 def test_validation_on_other_windows_is_not_mixed(tmp_path):
