@@ -19,7 +19,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lvm.cluster import slurm
+from lvm.cluster.job_script import python_words
 from lvm.cluster.runs import read_mapping, read_rows
 from lvm.runtime import UserError, atomic_write, write_json
 from lvm.runtime.checkpoint import linked, list_checkpoints
@@ -163,7 +163,7 @@ def runs_in_slurm(config: EvaluationConfig) -> bool:
 
 def command(run: Path, step: int, *options: str) -> list[str]:
     """The evaluation as a process: of the suites that the run's config names."""
-    return [sys.executable, "-P", "-m", "lvm", "evaluate-checkpoints", str(run.resolve()), "--steps", str(step), *options]
+    return [*python_words(), "-m", "lvm", "evaluate-checkpoints", str(run.resolve()), "--steps", str(step), *options]
 
 
 def submit_job(run: Path, step: int, config: EvaluationConfig) -> str:

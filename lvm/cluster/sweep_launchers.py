@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Literal, Protocol
 
 from lvm.cluster import slurm
+from lvm.cluster.job_script import python_words
 from lvm.cluster.partitions import check_request, choose_partition, minutes
 from lvm.cluster.sweeps import RESULT, Member, hydra_text
 from lvm.runtime import UserError, atomic_write, write_json
@@ -168,7 +169,7 @@ class LocalLauncher:
         if self.workers > 1:  # two compilations at once in one cache disturb each other
             folder = cache_folder() / "inductor" / f"worker-{worker}"
             environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
-        command = [sys.executable, "-P", "-m", "lvm", "train", *work.command()]
+        command = [*python_words(), "-m", "lvm", "train", *work.command()]
         with open(work.log, "ab") as log:
             return on_cores(self.cores[worker], command, environment, log)
 
