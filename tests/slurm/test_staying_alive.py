@@ -9,14 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from local_slurm import LocalSlurm
 from safetensors import safe_open
+from tiny_runs import tiny_run, tiny_tokenizer
 
 from lvm.runtime.checkpoint import list_checkpoints, verify_checkpoint
 from lvm.runtime.lease import process_start
 from lvm.runtime.metrics import read_metrics
-from tokenizer import VQGAN, VQGANConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -35,31 +34,8 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def overrides(tmp_path_factory):
-    """Of a run of seconds: a random tokenizer of 4 tokens a picture, a small world."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    config = VQGANConfig(
-        hidden_channels=8,
-        channel_mult=(1, 1, 1, 1),
-        num_res_blocks=1,
-        z_channels=4,
-        quantized_embed_dim=4,
-        num_embeddings=32,
-        resolution=16,
-        norm_groups=2,
-    )
-    torch.manual_seed(4)
-    VQGAN(config).save_pretrained(folder)
-    model = ["model.num_codes=32", "model.tokens_per_picture=4", "model.hidden_size=32", "model.intermediate_size=48"]
-    data = ["world.num_scenes=120", "world.num_clips=12", "data.seq_len=16", "data.period=32"]
-    trainer = [
-        f"max_steps={STEPS}",
-        "self_test=never",
-        "accelerator=cpu",
-        "num_threads=1",
-        "log_every_steps=1",
-        "save_every_steps=25",
-    ]
-    return ["experiment=debug", f"tokenizer={folder}", *model, *data, *(f"trainer.{option}" for option in trainer)]
+    trainer = [f"max_steps={STEPS}", "self_test=never", "accelerator=cpu", "log_every_steps=1", "save_every_steps=25"]
+    return [*tiny_run(tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))), *(f"trainer.{key}" for key in trainer)]
 
 
 @pytest.fixture(scope="module")
