@@ -1,5 +1,6 @@
 """A run of two ranks on two nodes survives what Slurm does to it, and ends with the bits of one that nothing befell."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -173,7 +174,7 @@ def test_a_lost_node_is_replaced_and_the_rank_left_on_it_writes_nothing(start, u
     run.wait_for_step(8)
     assert cluster.field(run.job, "NodeList") == "n[1-2]"
     orphan = json.loads((run.folder / "lease.json").read_text())["pid"]  # rank 0, on n1
-    born = process_start(orphan)
+    born, keeper = process_start(orphan), parent(orphan)  # which is Slurm's, and would wait for ever
     os.kill(orphan, signal.SIGSTOP)  # so that it is in the middle of its work when the run is finished by others
     try:
         cluster.kill_node_daemon("n1")
@@ -189,8 +190,14 @@ def test_a_lost_node_is_replaced_and_the_rank_left_on_it_writes_nothing(start, u
     finally:
         if process_start(orphan) == born:
             os.kill(orphan, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(keeper, signal.SIGKILL)
         cluster.start_node_daemon("n1")
     assert run.bits() == undisturbed
+
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def contents(folder):
