@@ -14,11 +14,11 @@ import pytest
 from tiny_sweeps import tiny_overrides, write_sweep
 
 from lvm.cluster.sweep_launchers import last_line, shares
-from lvm.cluster.sweep_state import border, config_differences
-from lvm.cluster.sweeps import compose, hydra_text, make_sweep, read_sweep, steps_for, sweep_names
+from lvm.cluster.sweep_state import border, config_differences, decide
+from lvm.cluster.sweeps import compose, hydra_text, make_sweep, read_sweep, steps_for, sweep_config, sweep_names
 from lvm.commands import sweep as command
 from lvm.model import LVMConfig
-from lvm.runtime import UserError, build, read_json
+from lvm.runtime import UserError, build, read_json, write_json
 
 VARIED = ("model", "optim", "data", "trainer", "seed")
 
@@ -54,8 +54,8 @@ def test_every_sweep_composes_and_its_members_differ(name, tmp_path):
 
 def test_the_scaling_sweep_has_the_members_of_the_law():
     sweep = make_sweep("scaling", Path("runs/scaling"), read_sweep("scaling"))
-    assert {stage: len(members) for stage, members in sweep.members.items()} == {"lr": 20, "trunk": 5, "branch": 10}
-    first = sweep.members["lr"][1]
+    assert {stage: len(members) for stage, members in sweep.members.items()} == {"lr": 25, "trunk": 5, "branch": 10}
+    first = sweep.members["lr"][2]
     assert str(first.folder) == "runs/scaling/lr/model=ladder_0.1m,optim.lr=0.004"
     by_hand = (
         "experiment=scaling model=ladder_0.1m optim.lr=0.004 optim.decay_from_step=464 optim.decay_steps=116 "
@@ -100,6 +100,17 @@ def test_the_border_of_a_grid():
     assert border("muon", ["adamw", "muon"]) is None
 
 
+def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
+    last = {"stage": "a", "key": "optim.lr"}
+    stages = {"a": {"grid": {"optim.lr": [1, 2, 3]}}, "b": {"grid": {"seed": [0]}, "best": last}}
+    sweep = make_sweep("s", tmp_path, sweep_config({"stages": stages}, "s"))
+    for member, loss in zip(sweep.members["a"], ("nan", 2.0, 1.5)):
+        result = {"finished": True, "step": 4, "validation_step": 4, "validation_loss": loss}
+        write_json(member.folder / "result.json", result)
+    decision = decide(sweep, sweep.members["b"][0])
+    assert "optim.lr=3" in decision.overrides and "incomplete grid: 1 came to no loss" in decision.notes[0]
+
+
 def test_workers_share_the_cores():
     assert shares([0, 1, 2, 3, 4], 2) == [[0, 1], [2, 3, 4]]
     assert shares([4, 7], 3) == [[4], [7], [4]]
@@ -131,6 +142,7 @@ def fine(**changes):
         (fine(b={"grid": {"seed": [1]}, "best": {"stage": "c", "key": "optim.lr"}}), "no earlier one; earlier: a"),
         (fine(b={"grid": {"seed": [1]}, "best": {"stage": "a", "key": "optim.lrr"}}), "needs the key 'optim.lrr'"),
         (fine(b={"grid": {"seed": [1]}, "best": {"stage": "a", "key": "optim.lr", "by": "model"}}), "key 'model'"),
+        (fine(b={"grid": {"seed": [1]}, "best": {"stage": "a", "key": "variant"}}), "'variant', which is no override"),
         (fine(b={"grid": {"seed": [1, 1]}}), "two members named seed=1"),
         (fine(b={"grid": {"optim.lrr": [1]}}), r"unknown config key 'optim\.lrr'"),
         (fine(b={"grid": {"optim.lr": [-1]}}), r"optim\.lr is -1"),
