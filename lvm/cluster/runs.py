@@ -27,7 +27,7 @@ from lvm.runtime import UserError
 from lvm.runtime.lease import boot_id, process_start
 from lvm.runtime.metrics import read_tail
 
-JOBS, CANCELLED = Path("slurm", "jobs.jsonl"), Path("slurm", "cancelled")
+JOBS, LAUNCH, CANCELLED = Path("slurm", "jobs.jsonl"), Path("slurm", "launch.json"), Path("slurm", "cancelled")
 WORKING = ("running", "completing", "suspended")
 _STEP = re.compile(r"step-(\d{8,})")
 _ERROR = re.compile(r"^(error: .+|[\w.]*(?:Error|Exception|Interrupt|Signal|NotFinite|LostPeer)\b.*)$")
@@ -103,17 +103,18 @@ def as_json(runs: Sequence[Run]) -> str:
 def is_run(path: Path) -> bool:
     return (
         (path / JOBS).is_file()
-        or (path / "slurm" / "launch.json").is_file()
+        or (path / LAUNCH).is_file()
         or (path / "lease.json").is_file()
         or ((path / "config.json").is_file() and ((path / "metrics").is_dir() or (path / "checkpoints").is_dir()))
     )
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """In order of their names; nothing inside a run is looked at."""
+    """In order of their names; nothing inside a run is looked at, but the members of an array."""
     for place, below, _ in os.walk(folder, followlinks=True):
         if is_run(Path(place)):
-            below.clear()
+            members = (Path(place) / "slurm" / "members").is_dir()
+            below[:] = [name for name in below if members and name not in ("slurm", "logs")]
             yield Path(place)
         below[:] = sorted(name for name in below if not name.startswith("."))
 
@@ -121,8 +122,8 @@ def find_runs(folder: Path) -> Iterator[Path]:
 def read_facts(path: Path) -> Facts:
     lease = read_mapping(path / "lease.json")
     job_ids = list(dict.fromkeys(str(row["id"]) for row in read_rows(path / JOBS) if row.get("id")))
-    if lease.get("job") and str(lease["job"]) not in job_ids:
-        job_ids.append(str(lease["job"]))
+    if (job := slurm.job_of_lease(lease)) and job not in job_ids:
+        job_ids.append(job)
     config, result = read_mapping(path / "config.json"), read_mapping(path / "result.json")
     return Facts(path, config, lease, result, tuple(job_ids), is_cancelled(path))
 
@@ -244,6 +245,8 @@ def state_of(run: Facts, known: Mapping[str, slurm.Job] | None) -> tuple[str, st
         return "cancelled", ""
     if job is not None and job.state != "COMPLETED":
         return "failed", ": ".join(part for part in (job.state, last_error(run.path)) if part)
+    if not run.lease and job is not None and read_mapping(run.path / LAUNCH).get("kind", "train") != "train":
+        return "finished", ""  # no training: Slurm's word is all there is
     if not run.lease:
         return ("failed", last_error(run.path)) if job is not None else ("new", "")
     if run.lease.get("released"):

@@ -47,6 +47,8 @@ def cancel_jobs(jobs: Sequence[slurm.Job], now: bool) -> list[str]:
     done = []
     for job in sorted(jobs, key=lambda job: job.state.lower() in WORKING):
         slurm.forbid_requeue(job.id)  # a run that has saved asks for one unless its job may not be
+        if not now and job.state.lower() in WORKING:
+            slurm.cancel("--state=PENDING", job.id)  # tasks of an array that wait while others work
         if now:
             slurm.cancel(job.id)
             done.append(f"job {job.id} ({job.state}) is killed")

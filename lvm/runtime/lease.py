@@ -108,6 +108,7 @@ class RunLease:
 
 
 def describe_self() -> dict[str, Any]:
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return {
         "host": socket.gethostname(),
         "boot": boot_id(),
@@ -116,6 +117,7 @@ def describe_self() -> dict[str, Any]:
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "cluster": os.environ.get("SLURM_CLUSTER_NAME"),
         "job": os.environ.get("SLURM_JOB_ID"),
+        "array_task": f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else None,
         "restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
     }
 

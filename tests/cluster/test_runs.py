@@ -14,7 +14,19 @@ from pathlib import Path
 import pytest
 from tiny_runs import tiny_run, tiny_tokenizer
 
-from lvm.cluster.runs import as_json, describe, duration, large, list_runs, open_run, read_facts, seconds_per_step
+from lvm.cluster.runs import (
+    as_json,
+    describe,
+    duration,
+    find_runs,
+    large,
+    list_runs,
+    open_run,
+    read_facts,
+    seconds_per_step,
+    state_of,
+)
+from lvm.cluster.slurm import Job
 from lvm.commands import cancel, logs, runs, train
 from lvm.runtime import UserError
 from lvm.runtime.checkpoint import list_checkpoints
@@ -114,6 +126,24 @@ def test_a_run_of_another_host_is_unknown_and_cannot_be_cancelled_from_here(tmp_
     assert only(tmp_path).state == "unknown"
     with pytest.raises(UserError, match=r"on elsewhere since .*cancel it there"):
         cancel.main([str(tmp_path / "run")])
+
+
+def test_an_array_is_finished_when_slurm_says_so_and_its_members_are_listed(finished, tmp_path):
+    (tmp_path / "sweep" / "slurm" / "members").mkdir(parents=True)
+    (tmp_path / "sweep" / "slurm" / "jobs.jsonl").write_text('{"id": "12", "kind": "sweep"}\n')
+    (tmp_path / "sweep" / "slurm" / "launch.json").write_text('{"kind": "sweep"}')
+    shutil.copytree(finished, tmp_path / "sweep" / "lr=1")
+    assert [path.relative_to(tmp_path).as_posix() for path in find_runs(tmp_path)] == ["sweep", "sweep/lr=1"]
+    facts = read_facts(tmp_path / "sweep")
+    assert state_of(facts, {"12": Job("12", "COMPLETED")}) == ("finished", "")
+    assert state_of(facts, {"12": Job("12", "FAILED")}) == ("failed", "FAILED")
+
+
+def test_the_last_task_of_an_array_is_not_taken_for_all_of_it(tmp_path, monkeypatch):
+    for key, value in {"JOB_ID": "12", "ARRAY_JOB_ID": "12", "ARRAY_TASK_ID": "3"}.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    with RunLease(tmp_path / "run"):
+        assert read_facts(tmp_path / "run").job_ids == ("12_3",)
 
 
 def test_nothing_damaged_or_half_written_breaks_the_list(finished, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from tiny_training import listed, lvm, tiny_overrides, wait_for_step, wait_until
 
 from lvm.cluster import slurm
+from lvm.cluster.partitions import queued
 from lvm.commands import cancel, launch
 from lvm.runtime import UserError
 from lvm.runtime.checkpoint import list_checkpoints, verify_checkpoint
@@ -99,3 +100,25 @@ def test_many_jobs_are_asked_for_in_few_questions(start, cluster, tmp_path):
     found = slurm.jobs([*ids, "99999999"])
     assert [found[job].state for job in ids] == ["PENDING"] * 6 + ["CANCELLED"] * 6 and len(found) == 12
     slurm.cancel(*ids[:6])
+
+
+def test_an_array_is_known_by_its_tasks_and_cancelled_with_those_that_wait(cluster, tmp_path):
+    run = tmp_path / "sweep"
+    (run / "slurm").mkdir(parents=True)
+    script = tmp_path / "job.sh"
+    script.write_text("#!/bin/bash\n[ $SLURM_ARRAY_TASK_ID = 0 ] || exec srun sleep 600\n")
+    array = slurm.submit(script, "--array=0-90%1", f"--output={tmp_path}/out")
+    (run / "slurm" / "jobs.jsonl").write_text(json.dumps({"id": array}) + "\n")
+    cluster.wait(f"{array}_1", "RUNNING")
+    slurm.cancel(*(f"{array}_{task}" for task in range(2, 90, 3)))  # what waits is a long list by now
+    found = slurm.jobs([f"{array}_{task}" for task in (0, 1, 3, 4, 90, 91)])
+    assert {job: found[job].state for job in found} == {
+        f"{array}_0": "COMPLETED",
+        f"{array}_1": "RUNNING",
+        f"{array}_3": "PENDING",
+        f"{array}_4": "PENDING",
+        f"{array}_90": "PENDING",
+    }
+    assert "asked to save and end" in lvm("cancel", run)
+    wait_until(lambda: slurm.jobs([array])[array].ended, "a task waits or works")
+    assert not queued([array])
