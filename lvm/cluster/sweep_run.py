@@ -180,7 +180,7 @@ def _settle(work: Work, ended: str, record: Record, say: Callable[[str], None]) 
     if state.kind == "finished":
         assert state.result is not None
         record.note(work.member, state="finished", why="")
-        loss = state.result.get("validation_loss", state.result["loss"])
+        loss = float(state.result.get("validation_loss", state.result["loss"]))  # a text where it is not finite
         say(f"{work.member.id}: finished, loss {loss:.4f}")
         return
     if state.kind == "stopped" and written_at(work.member.folder / RESULT) != work.former_result:

@@ -6,6 +6,7 @@
 A folder whose config is another's is refused; settings that do not change what comes out may differ.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -157,10 +158,11 @@ def told_states(sweep: Sweep) -> dict[str, str]:
 
 
 def final_loss(result: Mapping[str, Any] | None) -> float | None:
-    """Validation loss after the last step of a finished run."""
+    """Validation loss after the last step of a finished run; None for one that is not finite too."""
     if result is None or not is_finished(result) or result.get("validation_step") != result["step"]:
         return None
-    return float(result["validation_loss"])
+    loss = float(result["validation_loss"])
+    return loss if math.isfinite(loss) else None
 
 
 def is_running(folder: Path) -> bool:
@@ -168,8 +170,8 @@ def is_running(folder: Path) -> bool:
     lease = _lease(folder)
     if not lease or lease.get("released") or may_take_over(lease):
         return False
-    if lease.get("job") and slurm.has_slurm():
-        job = slurm.jobs([lease["job"]]).get(lease["job"])
+    if (job_id := slurm.job_of_lease(lease)) and slurm.has_slurm():
+        job = slurm.jobs([job_id]).get(job_id)
         return job is not None and not job.ended
     return True
 

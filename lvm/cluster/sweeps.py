@@ -140,6 +140,8 @@ def _check_reference(
     theirs = config.stages[reference.stage].grid
     wanted = [(reference.by, theirs), (reference.by, stage.grid)] if reference.by else []
     if isinstance(reference, Best):
+        if reference.key in (VARIANT, FLOPS):
+            raise UserError(f"{what} takes {reference.key!r}, which is no override; name a key that one can be set to")
         wanted.append((reference.key, theirs))
     for key, grid in wanted:
         if key not in grid:
