@@ -116,13 +116,20 @@ def checkpoints_of(run: Path) -> dict[int, Path]:
 
 def hold(run: Path, checkpoint: Path) -> Path:
     """The checkpoint under `evaluations`, where no rule of the run deletes it."""
-    folder = run / FOLDER / "checkpoints"
-    held = folder / checkpoint.name
-    return held if held.is_dir() else linked(checkpoint, folder)
+    held = _held(run, step_of(checkpoint))
+    return held if held.is_dir() else linked(checkpoint, held.parent)
+
+
+def is_held(run: Path, step: int) -> bool:
+    return _held(run, step).is_dir()
 
 
 def let_go(run: Path, step: int) -> None:
-    shutil.rmtree(run / FOLDER / "checkpoints" / f"step-{step:08d}", ignore_errors=True)
+    shutil.rmtree(_held(run, step), ignore_errors=True)
+
+
+def _held(run: Path, step: int) -> Path:
+    return run / FOLDER / "checkpoints" / f"step-{step:08d}"
 
 
 @contextmanager

@@ -112,6 +112,7 @@ def evaluate_checkpoint(
         suites = [suite for suite in config.suites if suite not in jobs.results_of(run, step)]
         if not suites:  # another process was faster
             return
+        others = jobs.is_held(run, step)  # for an evaluation by the run's own suites, which this one need not be
         held = jobs.hold(run, checkpoint)
         for suite in suites:
             began = time.monotonic()
@@ -122,7 +123,9 @@ def evaluate_checkpoint(
             jobs.write_result(run, step, suite, figures)
             said = ", ".join(f"{key} {value:.4f}" for key, value in figures.items() if isinstance(value, float))
             print(f"step {step}: {suite} {said} ({time.monotonic() - began:.1f} s)", flush=True)
-        jobs.let_go(run, step)
+        own = build(EvaluationConfig, run_config.get("evaluation") or {}, "evaluation").suites
+        if not others or not set(own) - set(jobs.results_of(run, step)):
+            jobs.let_go(run, step)
 
 
 def held_out_loss(checkpoint: Path, run_config: dict[str, Any], num_windows: int) -> dict[str, Any]:

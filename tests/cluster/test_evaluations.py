@@ -84,6 +84,13 @@ def test_another_suite_is_added_to_what_is_there(run):
     assert (run / "evaluations" / "step-00000004-perplexity" / "report.html").is_file()
 
 
+def test_a_checkpoint_that_waits_for_the_runs_own_suites_is_kept_by_an_evaluation_of_others(run):
+    hold(run, run / "checkpoints" / "step-00000002")
+    assert evaluate_checkpoints.main([str(run), "--steps", "2", "--suites", "perplexity", "--targets", "2"]) == 0
+    assert [path.name for path in waiting(run)] == ["step-00000002"]
+    assert evaluate_checkpoints.main([str(run), "--steps", "2"]) == 0 and not waiting(run)
+
+
 @pytest.mark.timeout(900)  # of low priority: on a machine that has other work it takes its time
 def test_a_training_has_a_checkpoint_evaluated_that_it_deletes(overrides, tmp_path, capsys):
     run = tmp_path / "run"
