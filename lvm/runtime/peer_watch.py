@@ -96,7 +96,7 @@ class PeerWatch:
             store = dist.HashStore()
         self._store = dist.PrefixStore("peers", store)
         where.patience = self._interval + 1.0
-        for name, target in (("peers", self._beat), ("watch", self._look_after)):
+        for name, target in (("peers", self._beat), ("watch", self._look_after), ("lease", self._look_at_lease)):
             self._threads.append(threading.Thread(target=target, name=name, daemon=True))
             self._threads[-1].start()
         return self
@@ -111,15 +111,22 @@ class PeerWatch:
             with contextlib.suppress(RuntimeError):  # rank 0, whose process holds it, may have ended before
                 self._store.set(str(self._ranks.rank), DONE)
 
-    # One thread looks at this process alone, at the clock and at the lease.
+    # One thread looks at the lease: when the file system is what is stuck, it is too, and the others see that.
+
+    def _look_at_lease(self) -> None:
+        clock = Clock(self._interval)
+        while not self._done.wait(self._interval):
+            _, suspended = clock.passed()
+            if suspended or self._ranks.is_main:
+                self._end_if_taken_over()
+            self._where.attended = time.monotonic()
+
+    # One looks at this process alone and at the clock.
 
     def _look_after(self) -> None:
         clock, exchanges, unanswered = Clock(self._interval), 0, 0.0
         while not self._done.wait(self._interval):
-            passed, suspended = clock.passed()
-            if suspended or self._ranks.is_main:
-                self._end_if_taken_over()
-            self._where.attended = time.monotonic()
+            passed, _ = clock.passed()
             self._stay.look(self._where, passed)
             unanswered = unanswered + passed if self._exchanges == exchanges else 0.0
             exchanges = self._exchanges
@@ -144,7 +151,7 @@ class PeerWatch:
                 print(f"error: {other}; this process wrote nothing more", file=sys.stderr, flush=True)
             os._exit(EXIT_CODE)
 
-    # The other thread speaks with the other ranks.
+    # The third speaks with the other ranks.
 
     def _beat(self) -> None:
         silence = {rank: Silence(limit) for rank, limit in self._watched.items()}
@@ -234,7 +241,7 @@ class PeerWatch:
         try:
             step, phase = whereabouts.read_whereabouts(pid, self._files[rank])
             stacks = whereabouts.stacks_of(pid, self._files[rank])
-        except OSError:  # of another user, or in another container
+        except (OSError, ValueError):  # of another user, in another container, or it has closed that file
             return state, heard
         self._to_kill.append((pid, start))
         return state, {"step": step, "phase": phase, "stacks": stacks or heard["stacks"]}

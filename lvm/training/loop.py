@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +28,7 @@ from lvm.runtime.files import sweep
 from lvm.runtime.lease import held_lease
 from lvm.runtime.machine import bf16_is_fast, compile_problem, git_commit, machine_description, set_threads
 from lvm.runtime.peer_watch import PeerWatch
-from lvm.runtime.requeue import newest_step, own_job, requeue_own_job
+from lvm.runtime.requeue import own_job, requeue_own_job
 from lvm.runtime.signals import StopFlag
 from lvm.runtime.whereabouts import Whereabouts
 from lvm.training.answering import Answer, ask
@@ -264,10 +263,12 @@ def write_down(run: RunOptions) -> None:
     write_json(run.run_dir / "machine.json", machine_description() | {"commit": git_commit()})
 
 
-def come_back_after_hang(run_dir: Path) -> str | None:
-    """Ask Slurm for another start, by the rank that found what hangs; a line that says what comes next."""
-    newest = newest_step(run_dir)
-    return requeue_own_job(signal.SIGTERM, newest, newest) if own_job() else None
+def come_back_after_hang() -> str | None:
+    """Ask Slurm for another start, by the rank that found what hangs; a line that says what comes next.
+
+    No look at the run folder, which may be what hangs: what counts restarts sees at the next start what was saved.
+    """
+    return requeue_own_job(signal.SIGTERM, step=0, newest_step=0) if own_job() else None
 
 
 def make_journal(
@@ -377,8 +378,7 @@ def train(
             sweep(run.run_dir, "config.json", "machine.json", "result.json")
         where = Whereabouts()
         silent, hung = config.peer_timeout_seconds, config.hung_seconds
-        after_hang = partial(come_back_after_hang, run.run_dir)
-        stack.enter_context(PeerWatch(ranks, where, run.run_dir, silent, hung, release, after_hang))
+        stack.enter_context(PeerWatch(ranks, where, run.run_dir, silent, hung, release, come_back_after_hang))
         flag = stack.enter_context(StopFlag())
         folder = run.run_dir / "checkpoints"
         newest = find_newest(folder, run.branch_from, ranks)

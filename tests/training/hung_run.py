@@ -39,6 +39,10 @@ class Fault:
             os.kill(os.getpid(), signal.SIGSTOP)
         elif self.kind == "hang":
             time.sleep(1000)
+        elif self.kind == "file system":
+            (lease := self.mark.parent / "run" / "lease.json").unlink()
+            os.mkfifo(lease)  # who reads it waits for ever
+            time.sleep(1000)
         elif self.kind == "hold the lock of Python":
             re.match(r"(a+)+$", "a" * 60 + "b")
         elif self.kind == "slow":
