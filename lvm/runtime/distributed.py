@@ -94,8 +94,8 @@ def lost_peers_named(ranks: Distributed) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if ranks.world_size == 1 or not _LOST.search(str(error)):
-            raise
+        if ranks.world_size == 1 or isinstance(error, RankError) or not _LOST.search(str(error)):
+            raise  # a RankError may quote any words
         names = " and ".join(map(ranks.named, ranks.ended())) or "a rank of another host"
         raise LostPeer(ends_too(f"{names} is gone", ranks.rank)) from error
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lvm.runtime.distributed import Distributed, RankError, StopAgreement
+from lvm.runtime.distributed import Distributed, LostPeer, RankError, StopAgreement, lost_peers_named
 from lvm.runtime.signals import STOP_SIGNALS, StopFlag
 
 
@@ -95,3 +95,12 @@ def test_two_ranks_stop_at_the_same_step_and_fail_together():
 
 def test_the_error_of_another_rank_keeps_whose_it_is_to_mend():
     assert RankError("x", user_error=True).user_error and not RankError("x", user_error=False).user_error
+
+
+def test_what_another_rank_says_is_not_taken_for_a_lost_rank_whatever_its_words():
+    two = Distributed()
+    two.world_size = 2
+    with pytest.raises(RankError, match="runs/timeout"), lost_peers_named(two):
+        raise RankError("rank 0 failed with UserError: runs/timeout/x is missing", user_error=True)
+    with pytest.raises(LostPeer), lost_peers_named(two):
+        raise RuntimeError("Connection closed by peer")
