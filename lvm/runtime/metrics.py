@@ -100,8 +100,12 @@ class MetricsLog:
                 except Exception as error:
                     warnings.warn(f"wandb did not take the evaluation of step {evaluated} ({error})", stacklevel=3)
             if self._tensorboard is not None:
-                for name, value in _numbers(results, "evaluation/"):
-                    self._tensorboard.add_scalar(name, value, evaluated)
+                try:
+                    for name, value in _numbers(results, "evaluation/"):
+                        self._tensorboard.add_scalar(name, value, evaluated)
+                except Exception as error:
+                    warnings.warn(f"TensorBoard stopped ({error}); metrics go on in {self.path}", stacklevel=3)
+                    self._tensorboard = None
 
     def close(self) -> None:
         self._file.close()

@@ -158,6 +158,24 @@ def test_tensorboard_gets_numbers_nested_ones_and_pictures(tmp_path, monkeypatch
     assert record["answers"] == str(tmp_path / "sheet.png")
 
 
+def test_a_tensorboard_that_fails_at_an_evaluation_does_not_stop_the_run(tmp_path, monkeypatch):
+    class Writer:
+        def __init__(self, *_, **__):
+            pass
+
+        def add_scalar(self, *_):
+            raise OSError("no space left on device")
+
+    fake = types.ModuleType("torch.utils.tensorboard")
+    fake.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    (tmp_path / "evaluations").mkdir()
+    (tmp_path / "evaluations" / "step-00000001.json").write_text('{"step": 1, "results": {"answers": {"share": 0.5}}}')
+    with MetricsLog(tmp_path / "metrics", tensorboard=True) as log, pytest.warns(UserWarning, match="no space left"):
+        log.log(2, loss=1.0)
+    assert read_metrics(tmp_path / "metrics")[-1]["loss"] == 1.0
+
+
 def test_a_tensorboard_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.warns(UserWarning, match=r"tensorboard is not installed \(pip install tensorboard\); metrics are in"):
