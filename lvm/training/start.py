@@ -44,7 +44,7 @@ def copy_part(target: Tensor, whole: Tensor) -> None:
 def find_newest(folder: Path, branch_from: Path | None, ranks: Distributed) -> Path | None:
     """The newest complete checkpoint of a run; in an empty `folder` first a copy of the one it branches from.
 
-    Raises `UserError` on every rank.
+    Raises on every rank what goes wrong on rank 0.
     """
     path, problem = None, None
     if ranks.is_main:
@@ -52,7 +52,7 @@ def find_newest(folder: Path, branch_from: Path | None, ranks: Distributed) -> P
             path = newest_checkpoint(folder)
             if path is None and branch_from is not None:
                 path = linked(find_checkpoint(branch_from), folder)
-        except UserError as error:
+        except Exception as error:  # a full disk too: the others wait
             problem = error
     ranks.together(problem)
     return ranks.broadcast(path)
