@@ -368,34 +368,35 @@ def main() -> int:
     )
     if not (out / "tokenizer" / "model.safetensors").is_file():
         count_restart(out, newest_step(out), first_process())
-    fabric.launch()
-    try:
+    with StopFlag((signal.SIGUSR2,)):  # the warning before the time limit may come before the loop
+        fabric.launch()
+        try:
 
-        def say(line: str) -> None:
-            if fabric.is_global_zero:
-                print(line, flush=True)
+            def say(line: str) -> None:
+                if fabric.is_global_zero:
+                    print(line, flush=True)
 
-        def read() -> TrainingPictures:
-            return read_pictures(
-                config.pictures or (),
-                config.model.resolution,
-                config.max_pictures,
-                config.frames_per_clip,
-                config.held_out_per_mille,
-                config.picture_weights,
-                config.readers,
-                say,
-            )
+            def read() -> TrainingPictures:
+                return read_pictures(
+                    config.pictures or (),
+                    config.model.resolution,
+                    config.max_pictures,
+                    config.frames_per_clip,
+                    config.held_out_per_mille,
+                    config.picture_weights,
+                    config.readers,
+                    say,
+                )
 
-        pictures = shared_between_ranks(read, Distributed(), fabric.local_rank)
-        say(f"{len(pictures.train)} pictures to train on, {len(pictures.held_out)} held out")
-        result = train(config, out, pictures, say, fabric.device)
-        if result.tokenizer is None:
-            say(f"stopped at step {result.step}: {out}")
-            come_back(out, result.signal, result.step, Distributed())
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+            pictures = shared_between_ranks(read, Distributed(), fabric.local_rank)
+            say(f"{len(pictures.train)} pictures to train on, {len(pictures.held_out)} held out")
+            result = train(config, out, pictures, say, fabric.device)
+            if result.tokenizer is None:
+                say(f"stopped at step {result.step}: {out}")
+                come_back(out, result.signal, result.step, Distributed())
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
     if result.tokenizer is not None:
         return 0
     return 128 + (result.signal or signal.SIGTERM)
