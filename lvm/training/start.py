@@ -44,7 +44,7 @@ def copy_part(target: Tensor, whole: Tensor) -> None:
 def find_newest(folder: Path, branch_from: Path | None, ranks: Distributed) -> Path | None:
     """The newest complete checkpoint of a run; in an empty `folder` first a copy of the one it branches from.
 
-    Raises on every rank what goes wrong on rank 0.
+    Raises `UserError` on every rank.
     """
     path, problem = None, None
     if ranks.is_main:
@@ -52,8 +52,10 @@ def find_newest(folder: Path, branch_from: Path | None, ranks: Distributed) -> P
             path = newest_checkpoint(folder)
             if path is None and branch_from is not None:
                 path = linked(find_checkpoint(branch_from), folder)
-        except Exception as error:  # a full disk too: the others wait
+        except UserError as error:
             problem = error
+        except OSError as error:  # a full disk; the others wait
+            problem = UserError(f"{folder}: {error}")
     ranks.together(problem)
     return ranks.broadcast(path)
 
