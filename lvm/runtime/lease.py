@@ -134,7 +134,7 @@ def may_take_over(owner: Mapping[str, Any]) -> bool:
     if owner.get("boot") != here["boot"]:
         # The host was booted since, or it is another container there; only the first is surely dead.
         return str(owner.get("boot")).split()[:1] != here["boot"].split()[:1]
-    return process_start(int(owner["pid"])) != owner.get("start")
+    return process_start(int(owner.get("pid") or 0)) != owner.get("start")
 
 
 def job_has_ended(owner: Mapping[str, Any]) -> bool:
@@ -154,11 +154,12 @@ def job_has_ended(owner: Mapping[str, Any]) -> bool:
 @contextlib.contextmanager
 def held_lease(run_dir: Path, ranks: "Distributed") -> Iterator[RunLease | None]:
     """The run's lease on rank 0; where it is refused, every rank raises."""
-    lease, refused = None, None
+    lease: RunLease | None = None
+    refused: Exception | None = None
     if ranks.is_main:
         try:
             lease = RunLease(run_dir)
-        except UserError as error:
+        except Exception as error:
             refused = error
     ranks.together(refused)
     try:
