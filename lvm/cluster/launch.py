@@ -22,6 +22,7 @@ from typing import Any
 
 from lvm.cluster.job_script import JobPlan
 from lvm.cluster.partitions import Queued, queued
+from lvm.cluster.runs import JOBS, read_rows
 from lvm.cluster.slurm import cancel, submit
 from lvm.runtime import UserError, atomic_write
 from lvm.runtime.machine import git_commit
@@ -36,11 +37,7 @@ class AtWork(Exception):
 
 def submitted(run_dir: Path) -> list[str]:
     """The ids of the jobs that this run was given to, oldest first."""
-    try:
-        lines = (run_dir / "slurm" / "jobs.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    return [str(json.loads(line)["id"]) for line in lines if line.strip()]
+    return [str(row["id"]) for row in read_rows(run_dir / JOBS) if row.get("id")]
 
 
 def refuse_twice(run_dir: Path) -> None:

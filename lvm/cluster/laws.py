@@ -455,6 +455,8 @@ def main(argv: Sequence[str]) -> int:
 def fit_runs(runs: Sequence[Path], out: Path, held_back: str, parameters: Parameters, bootstrap: int, seed: int) -> int:
     from lvm.cluster.law_report import summary, write_report
 
+    if file := next((place for place in (out, *out.parents) if place.exists() and not place.is_dir()), None):
+        raise UserError(f"--out {out}: {file} is a file; name a folder")
     findings = find_laws(gather(runs, parameters), held_back, bootstrap, seed)
     findings.record["parameters"] = parameters
     page = write_report(out, findings)

@@ -31,6 +31,8 @@ def main(argv: Sequence[str]) -> int:
         mark_cancelled(run)
         done = [cancel_process(int(run.lease["pid"]), arguments.now)]
     else:
+        if known is None and not run.finished:
+            raise UserError(f"{run.path}: whether its job works only Slurm knows, which does not answer here")
         raise UserError(not_at_work(run, *state_of(run, known)))
     print("\n".join(f"{run.path}: {line}" for line in done))
     return 0

@@ -11,7 +11,7 @@ import pytest
 from tiny_runs import tiny_run, tiny_tokenizer
 
 from lvm.cluster.job_script import KINDS, LauncherConfig, fill_in, plan_job, template_folder
-from lvm.cluster.launch import read_members
+from lvm.cluster.launch import read_members, submitted
 from lvm.cluster.partitions import Node, Partition, check_request, cpus_for_each, minutes, num_gpus
 from lvm.commands import launch
 from lvm.runtime import UserError, config_folder
@@ -161,6 +161,13 @@ def test_a_mistake_is_one_line_and_nothing_is_written(words, message, no_slurm):
     with pytest.raises(UserError, match=message) as told:
         launch.main(words)
     assert "\n" not in str(told.value) and not everything_in(no_slurm)
+
+
+def test_a_torn_line_hides_no_other_job(tmp_path):
+    assert submitted(tmp_path) == []
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "jobs.jsonl").write_text('{"id": "7"}\n{"id": "8"}\n{"id')
+    assert submitted(tmp_path) == ["7", "8"]
 
 
 def test_members_are_lines_of_overrides(tmp_path):

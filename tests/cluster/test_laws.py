@@ -371,6 +371,12 @@ def test_a_missing_folder_is_one_line_and_exit_2(tmp_path):
     assert f"{tmp_path / 'nowhere'} is no folder" in done.stderr
 
 
+def test_a_file_where_the_page_shall_go_is_refused_before_the_fit(sweep, tmp_path):
+    (tmp_path / "law").write_text("")
+    with pytest.raises(UserError, match="law is a file; name a folder"):
+        main([str(sweep), "--out", str(tmp_path / "law" / "page")])
+
+
 def test_the_seed_decides_the_intervals(sweep):
     gathered = gather([Path(sweep)])
     first, second = (find_laws(gathered, bootstrap=30, seed=seed).record["laws"] for seed in (0, 0))

@@ -139,6 +139,14 @@ def test_an_array_is_finished_when_slurm_says_so_and_its_members_are_listed(fini
     assert state_of(facts, {"12": Job("12", "FAILED")}) == ("failed", "FAILED")
 
 
+def test_where_slurm_does_not_answer_nobody_says_that_a_job_is_not_at_work(tmp_path, monkeypatch):
+    (tmp_path / "run" / "slurm").mkdir(parents=True)
+    (tmp_path / "run" / "slurm" / "jobs.jsonl").write_text('{"id": "12"}\n')
+    monkeypatch.setenv("SLURM_CONF", "/nowhere/slurm.conf")
+    with pytest.raises(UserError, match="does not answer here"):
+        cancel.main([str(tmp_path / "run")])
+
+
 def test_the_last_task_of_an_array_is_not_taken_for_all_of_it(tmp_path, monkeypatch):
     for key, value in {"JOB_ID": "12", "ARRAY_JOB_ID": "12", "ARRAY_TASK_ID": "3"}.items():
         monkeypatch.setenv(f"SLURM_{key}", value)
