@@ -188,6 +188,7 @@ patient = pytest.mark.timeout(1200)
 
 
 @patient
+@pytest.mark.slow
 def test_one_of_four_fails_is_told_and_the_next_call_runs_it_alone(tiny, tmp_path, capsys):
     store = tmp_path / "store"
     grid = {"variant": {"a": None, "b": {"seed": 1}, "c": {"seed": 2}, "d": {"data.sources.world.store": str(store)}}}
@@ -259,6 +260,7 @@ def test_the_best_rate_is_carried_on_and_a_trunk_branched(tiny, tmp_path, capsys
 
 
 @patient
+@pytest.mark.slow
 def test_a_branch_whose_trunk_failed_is_told_and_the_others_go_on(tiny, tmp_path, capsys):
     fails = {"data.sources.world.store": str(tmp_path / "missing")}
     stages = {

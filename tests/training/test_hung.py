@@ -106,6 +106,7 @@ def test_a_rank_that_does_not_go_on_is_named_with_phase_and_stack_and_all_end(tm
     assert f"rank {rank} (pid {bad.pid} on " in line and phase in line and "continues the run" in line
 
 
+@pytest.mark.slow
 def test_a_slow_rank_and_a_suspended_job_are_not_taken_for_hung(tmp_path):
     slow = {"kind": "slow", "place": "backward", "call": 1, "seconds": 6.0}  # longer than hung_seconds: it compiles
     with ranks(tmp_path, slow, max_steps=40, hung_seconds=3.0) as processes:
