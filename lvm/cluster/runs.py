@@ -13,7 +13,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import Any
 
 from lvm.cluster import slurm
 from lvm.runtime import UserError
-from lvm.runtime.lease import boot_id, process_start
+from lvm.runtime.lease import owner_is_alive
 from lvm.runtime.metrics import read_tail
 
 JOBS, LAUNCH, CANCELLED = Path("slurm", "jobs.jsonl"), Path("slurm", "launch.json"), Path("slurm", "cancelled")
@@ -196,22 +195,6 @@ def ask_slurm(job_ids: Iterable[str]) -> dict[str, slurm.Job] | None:
     except UserError as error:
         print(f"Slurm was not asked: {error}", file=sys.stderr)
         return None
-
-
-def owner_is_alive(lease: Mapping[str, Any]) -> bool | None:
-    """Whether the process that holds the lease lives; None where that cannot be seen from here."""
-    if not lease or lease.get("released"):
-        return False
-    if lease.get("host") != socket.gethostname():
-        return None
-    there, here = str(lease.get("boot")), boot_id()
-    if there != here:  # the host was booted since, or it is a container there whose processes have other numbers
-        return False if there.split()[:1] != here.split()[:1] else None
-    try:
-        started = process_start(int(lease["pid"]))
-    except (KeyError, TypeError, ValueError):
-        return None
-    return started is not None and started == lease.get("start")
 
 
 def own_jobs(run: Facts, known: Mapping[str, slurm.Job] | None) -> list[slurm.Job]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lvm.cluster import slurm
+from lvm.cluster.runs import read_mapping
 from lvm.cluster.sweeps import RESULT, Best, BranchFrom, Member, Sweep, compose, hydra_text
 from lvm.runtime import UserError, read_json
 from lvm.runtime.checkpoint import step_folder
@@ -167,7 +168,7 @@ def final_loss(result: Mapping[str, Any] | None) -> float | None:
 
 def is_running(folder: Path) -> bool:
     """Whether somebody holds the run's lease and may live."""
-    lease = _lease(folder)
+    lease = read_mapping(folder / "lease.json")
     if not lease or lease.get("released") or may_take_over(lease):
         return False
     if (job_id := slurm.job_of_lease(lease)) and slurm.has_slurm():
@@ -178,14 +179,8 @@ def is_running(folder: Path) -> bool:
 
 def owner(folder: Path) -> str:
     """Who holds the run's lease."""
-    lease = _lease(folder)
+    lease = read_mapping(folder / "lease.json")
     return f"pid {lease.get('pid')} on {lease.get('host')} since {lease.get('since')}"
-
-
-def _lease(folder: Path) -> dict[str, Any]:
-    path = folder / "lease.json"
-    lease: dict[str, Any] = read_json(path) if path.is_file() else {}
-    return lease
 
 
 def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any], default: Mapping[str, Any]) -> list[str]:

@@ -129,12 +129,24 @@ def may_take_over(owner: Mapping[str, Any]) -> bool:
         return True
     if job_has_ended(owner):
         return True
-    if owner.get("host") != here["host"]:
+    return owner_is_alive(owner) is False
+
+
+def owner_is_alive(owner: Mapping[str, Any]) -> bool | None:
+    """Whether the process that holds a lease lives; None where that cannot be seen from here."""
+    if not owner or owner.get("released"):
         return False
-    if owner.get("boot") != here["boot"]:
+    if owner.get("host") != socket.gethostname():
+        return None
+    there, here = str(owner.get("boot")), boot_id()
+    if there != here:
         # The host was booted since, or it is another container there; only the first is surely dead.
-        return str(owner.get("boot")).split()[:1] != here["boot"].split()[:1]
-    return process_start(int(owner.get("pid") or 0)) != owner.get("start")
+        return False if there.split()[:1] != here.split()[:1] else None
+    try:
+        started = process_start(int(owner["pid"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return started is not None and started == owner.get("start")
 
 
 def job_has_ended(owner: Mapping[str, Any]) -> bool:

@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from store_content import content
 
 from lvm.cluster import slurm
 from lvm.store import TokenStore, verify
@@ -52,16 +52,6 @@ def script(work, store):
         f"exec {text} --num-shards {TASKS} --shard $SLURM_ARRAY_TASK_ID\n"
     )
     return path
-
-
-def content(store):
-    """All files but leases and what a killed task was writing; of the card all but the command."""
-    found = {}
-    for path in sorted(Path(store).rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
-            lines = path.read_bytes().split(b"\n")
-            found[str(path.relative_to(store))] = [line for line in lines if not line.startswith(b"| made by |")]
-    return found
 
 
 def finished_shards(store, task):

@@ -5,24 +5,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from store_content import content
 
 from lvm.runtime import UserError
 from lvm.store import TokenStore, verify
 
 KILLS = 20
-
-
-def content(store):
-    """All files of a store but leases and what killed processes were writing; of the card all but the command."""
-    found = {}
-    for path in sorted(Path(store).rglob("*")):
-        if path.is_file() and not path.name.startswith("."):
-            lines = path.read_bytes().split(b"\n")
-            found[str(path.relative_to(store))] = [line for line in lines if not line.startswith(b"| made by |")]
-    return found
 
 
 @pytest.fixture
