@@ -10,7 +10,7 @@ inputs and annotations keep their places; BOS stays before it, and the pictures 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from einops import rearrange
 from PIL import Image
 
 from lvm.inference.generate import as_prompts, generate_keyed
-from lvm.inference.sampling import Sampling, answer_keys
+from lvm.inference.sampling import GREEDY, Sampling, answer_keys
 from lvm.model import LVM, LVMConfig
 from lvm.pictures.decode import load, to_rgb
 from lvm.runtime.errors import UserError
@@ -32,6 +32,21 @@ if TYPE_CHECKING:
     Picture = str | os.PathLike[str] | Image.Image | UInt8[np.ndarray, "y x 3"]
 
 PICTURES_AT_ONCE = 16  # through the tokenizer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked: the pictures shown, as codes, and how many are to follow."""
+
+    codes: "Int64[np.ndarray, 'n t']"
+    num_pictures: int = 1
+    tuple_size: int = 1  # the window moves by so many pictures: 2 where inputs and answers alternate
+
+
+@dataclass(frozen=True)
+class Continuation:
+    tokens: "Int64[np.ndarray, 'candidates num_pictures t']"
+    log_probs: "Float32[np.ndarray, 'candidates num_pictures t']"  # nats, of the full softmax at temperature 1
 
 
 @dataclass(frozen=True)
@@ -149,11 +164,21 @@ class Prompter:
         tuple_size: int,
     ) -> Answer:
         prompt = self.pixels(given)
-        tokens, log_probs = self.continue_codes(
-            self.encode(prompt), num_pictures, num_candidates, sampling, seed, tuple_size
-        )
-        decoded = self.decode(rearrange(tokens, "c n t -> (c n) t"))
-        return Answer(prompt, rearrange(decoded, "(c n) ... -> c n ...", c=num_candidates), tokens, log_probs)
+        asked = Prompt(self.encode(prompt), num_pictures, tuple_size)
+        [(_, found)] = self.continuations([asked], num_candidates, sampling, seed)
+        decoded = self.decode(rearrange(found.tokens, "c n t -> (c n) t"))
+        pictures = rearrange(decoded, "(c n) ... -> c n ...", c=num_candidates)
+        return Answer(prompt, pictures, found.tokens, found.log_probs)
+
+    def continuations(
+        self, prompts: Sequence[Prompt], num_candidates: int = 1, sampling: Sampling = GREEDY, seed: int = 0
+    ) -> Iterator[tuple[int, Continuation]]:
+        """(number of the prompt, what follows it), each as soon as it is done."""
+        for number, prompt in enumerate(prompts):
+            found = self.continue_codes(
+                prompt.codes, prompt.num_pictures, num_candidates, sampling, seed, prompt.tuple_size
+            )
+            yield number, Continuation(*found)
 
     def continue_codes(
         self,

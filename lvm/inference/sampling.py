@@ -35,6 +35,9 @@ class Sampling:
             raise UserError(f"top_p {self.top_p} must be above 0 and at most 1")
 
 
+GREEDY = Sampling(temperature=0.0)
+
+
 def prompt_hash(codes: "Int64[np.ndarray, 't']") -> int:
     """A number for a prompt: the first 8 bytes of sha256 over its codes as little-endian int64."""
     return int.from_bytes(hashlib.sha256(np.ascontiguousarray(codes, dtype="<i8").tobytes()).digest()[:8], "big")
