@@ -9,7 +9,7 @@ import torch
 from lvm.commands._strips import Cell, Row, codes_of, decode, sheet
 from lvm.data import TokenPlan
 from lvm.inference import generate
-from lvm.inference.prompter import move_window
+from lvm.inference.rollout import move_window
 from lvm.model import LVM
 from lvm.runtime import UserError, atomic_path
 from tokenizer import VQGAN

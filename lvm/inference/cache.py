@@ -1,114 +1,242 @@
-"""The decoder run with its keys and values kept: prompts once, then one code of every answer at a time.
+"""The decoder run with its keys and values kept, each stored once however many continue from it.
 
-A prompt's keys and values are stored once, whatever the number of candidates: the candidates of a prompt are the token
-axis of a step, so their queries stand as rows before the same keys. Attention has two parts, the shared prompt and the
-candidate's own answer, under one softmax. The model file knows nothing of this.
+What is kept is a tree of three levels. At each the queries of all that hang below stand as rows before the same keys,
+and the levels are joined by their log-sum-exps (parts.py); nothing is copied.
+
+    prefix   [slots, g, t, k]                    what several prompts begin with: the pairs that their queries share
+    suffix   [slots rows, g, t, k]               the rest of each prompt
+    answer   [slots rows, g, candidates, t, k]   the codes of each candidate
+
+A slot without a prefix is any set of prompts. The model file knows nothing of this.
 """
 
-from typing import TYPE_CHECKING, cast
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from lvm.inference.parts import attend_part, join
 from lvm.model import LVMConfig, rope_angles
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int64
+    from jaxtyping import Bool, Float, Int64
 
     from lvm.model import LVM, Block
 
 PREFILL_TOKENS = 2**13  # prompts go through the layers in pieces of about so many tokens
 
 
-def cache_bytes(config: LVMConfig, prompt_tokens: int, answer_tokens: int, num_candidates: int, itemsize: int) -> int:
-    """Bytes of keys and values that one prompt and its candidates take."""
-    per_token = 2 * config.num_layers * config.num_kv_heads * config.head_size * itemsize
-    return per_token * (prompt_tokens + answer_tokens * num_candidates)
+def bytes_per_token(config: LVMConfig, itemsize: int) -> int:
+    """Of the keys and values of all layers."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_size * itemsize
+
+
+def cache_dtype(model: "LVM") -> torch.dtype:
+    weight = model.embed.weight
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def before_attention(block: "Block", x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return block.attention.project(block.attention_norm(x), cos, sin)
+
+
+def after_attention(block: "Block", x: Tensor, y: Tensor) -> Tensor:
+    x = x + block.attention.o(y)
+    return x + block.mlp(block.mlp_norm(x))
+
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One graph for all layers and all numbers of tokens."""
+    return torch.compile(function, dynamic=True)
 
 
 class Cache:
-    """Keys and values of b prompts, right-padded to the longest, and of `answer_tokens` codes of each candidate.
+    """Keys and values of `slots` prefixes, `rows` suffixes behind each and `candidates` answers behind each suffix.
 
-    prefill(tokens) -> the logits after each prompt; step(codes) -> those after each candidate's next code. Under
+    Shapes are fixed when it is made; `fed`, the codes that each row's candidates have been fed, goes on with `step`. On
+    a GPU a step looks at everything behind masks, so that it can be captured; on a CPU only at what is there. Under
     autocast the blocks compute and keep keys in its type; logits are in that of the weights whatever it is.
     """
 
-    def __init__(self, model: "LVM", lengths: "Int64[Tensor, 'b']", answer_tokens: int, num_candidates: int):
+    def __init__(
+        self,
+        model: "LVM",
+        slots: int,
+        rows: int,
+        candidates: int,
+        prefix_tokens: int,
+        suffix_tokens: int,
+        answer_tokens: int,
+        compile: bool = False,
+    ):
         config, weight = model.config, model.embed.weight
-        self.model, self.lengths, self.num_fed = model, lengths, 0
+        self.model, self.rows, self.candidates = model, rows, candidates
         self.blocks = cast("list[Block]", list(model.layers))
         self.groups, self.head_size = config.num_kv_heads, config.head_size
-        b, longest = len(lengths), int(lengths.max())
+        self.fixed = weight.is_cuda
+        self._before = compiled(before_attention) if compile else before_attention
+        self._after = compiled(after_attention) if compile else after_attention
 
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        def keys_and_values(*shape: int) -> Tensor:
+            # Zeros: what a mask hides is still multiplied, by nothing.
+            return weight.new_zeros(config.num_layers, 2, *shape, self.head_size, dtype=cache_dtype(model))
 
-        def empty(*shape: int) -> list[Tensor]:
-            return [
-                weight.new_empty(b, self.groups, *shape, self.head_size, dtype=dtype) for _ in range(config.num_layers)
-            ]
+        cells = slots * rows
+        self.prefix = keys_and_values(slots, self.groups, prefix_tokens)
+        self.suffix = keys_and_values(cells, self.groups, suffix_tokens)
+        self.answer = keys_and_values(cells, self.groups, candidates, answer_tokens)
+        # What the host knows without asking the device, and the same there.
+        self.prefix_lengths, self.suffix_lengths, self.fed = [0] * slots, [0] * cells, [0] * cells
+        self._prefix_lengths = torch.zeros(slots, dtype=torch.int64, device=weight.device)
+        self._suffix_lengths, self._fed = (self._prefix_lengths.new_zeros(cells) for _ in range(2))
 
-        self.prompt_k, self.prompt_v = empty(longest), empty(longest)
-        self.answer_k, self.answer_v = empty(num_candidates, answer_tokens), empty(num_candidates, answer_tokens)
-        index = torch.arange(longest, device=lengths.device)
-        padding = index >= lengths[:, None]
-        self.padding = rearrange(padding, "b t -> b 1 1 t") if bool(padding.any()) else None
+    @property
+    def nbytes(self) -> int:
+        return self.prefix.nbytes + self.suffix.nbytes + self.answer.nbytes
 
-    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def counters(self) -> list[Tensor]:
+        """What a step changes beside keys and values."""
+        return [self._fed]
+
+    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         return rope_angles(positions, self.head_size, self.model.config.rope_theta)
 
-    def prefill(self, tokens: "Int64[Tensor, 'b t']") -> "Float[Tensor, 'b v']":
-        """Feed the prompts; what stands behind a prompt's length is padding, which no kept query ever sees."""
-        rows = max(1, PREFILL_TOKENS // tokens.shape[1])
-        cos, sin = self.angles(torch.arange(tokens.shape[1], device=tokens.device))
-        last = []
-        for start in range(0, len(tokens), rows):
-            piece = slice(start, start + rows)
-            x = self.model.embed(tokens[piece])
-            for number, block in enumerate(self.blocks):
-                q, k, v = block.attention.project(block.attention_norm(x), cos, sin)
-                self.prompt_k[number][piece], self.prompt_v[number][piece] = k, v
-                y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=block.attention.grouped)
-                x = x + block.attention.o(rearrange(y, "b h t k -> b t (h k)"))
-                x = x + block.mlp(block.mlp_norm(x))
-            ends = self.lengths[piece] - 1
-            last.append(x[torch.arange(len(x), device=x.device), ends])
-        return self.logits(torch.cat(last))
-
-    def step(self, codes: "Int64[Tensor, 'b candidates']") -> "Float[Tensor, 'b candidates v']":
-        """Feed the next code of every candidate, all candidates of a prompt at the same position."""
-        cos, sin = self.angles((self.lengths + self.num_fed)[:, None])
-        x = self.model.embed(codes)
+    def _layers(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attention: Callable[[int, Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
         for number, block in enumerate(self.blocks):
-            q, k, v = block.attention.project(block.attention_norm(x), cos, sin)
-            self.answer_k[number][:, :, :, self.num_fed] = k
-            self.answer_v[number][:, :, :, self.num_fed] = v
-            x = x + block.attention.o(self.attend(number, q))
-            x = x + block.mlp(block.mlp_norm(x))
-        self.num_fed += 1
-        return self.logits(x)
+            q, k, v = self._before(block, x, cos, sin)
+            x = self._after(block, x, attention(number, q, k, v))
+        return x
 
     def logits(self, x: "Float[Tensor, '*b d']") -> "Float[Tensor, '*b v']":
         with torch.autocast(x.device.type, enabled=False):
             return self.model.head(self.model.norm(x.to(self.model.norm.weight.dtype)))
 
-    def attend(self, number: int, q: "Float[Tensor, 'b h candidates k']") -> "Float[Tensor, 'b candidates h_k']":
-        """The candidates' queries before their prompt's keys (shared) and their own."""
-        num_candidates, t = q.shape[2], self.prompt_k[number].shape[2]
-        q = q * self.head_size**-0.5
-        shared = rearrange(q, "b (g r) c k -> b g (c r) k", g=self.groups)  # r query heads read one head of keys
-        own = rearrange(q, "b (g r) c k -> b g c r k", g=self.groups)
-        own_k = self.answer_k[number][:, :, :, : self.num_fed + 1]
-        own_v = self.answer_v[number][:, :, :, : self.num_fed + 1]
+    # Prompts.
 
-        before_prompt = shared @ self.prompt_k[number].transpose(-1, -2)
-        if self.padding is not None:
-            before_prompt = before_prompt.masked_fill(self.padding, float("-inf"))
-        before_own = rearrange(own @ own_k.transpose(-1, -2), "b g c r i -> b g (c r) i")
-        # One softmax over both parts; the same as joining two by their log-sum-exps, and the scores are small.
-        weights = torch.cat([before_prompt, before_own], dim=-1).softmax(-1, dtype=torch.float32).to(q.dtype)
-        of_own = rearrange(weights[..., t:], "b g (c r) i -> b g c r i", c=num_candidates) @ own_v
-        y = weights[..., :t] @ self.prompt_v[number] + rearrange(of_own, "b g c r k -> b g (c r) k")
-        return rearrange(y, "b g (c r) k -> b c (g r k)", c=num_candidates)
+    def feed_prefix(self, slot: int, tokens: "Int64[Tensor, 't']") -> None:
+        """Fill a slot's prefix; the rows behind it are to be fed anew."""
+        t = len(tokens)
+        cos, sin = self._angles(torch.arange(t, device=tokens.device))
+
+        def attention(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.prefix[number, 0, slot, :, :t], self.prefix[number, 1, slot, :, :t] = k[0], v[0]
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+            return rearrange(y, "b h t k -> b t (h k)")
+
+        if t:
+            self._layers(self.model.embed(tokens[None]), cos, sin, attention)
+        self.prefix_lengths[slot] = t
+        self._prefix_lengths[slot] = t
+
+    def feed_rows(
+        self, slot: int, cells: "Sequence[int]", tokens: "Int64[Tensor, 'cells t']", lengths: Sequence[int]
+    ) -> "Float[Tensor, 'cells v']":
+        """Feed the suffixes of these cells of a slot, right-padded; the logits after each."""
+        where = torch.tensor(cells, device=tokens.device)
+        counts = torch.tensor(lengths, device=tokens.device)
+        prefix, t = self.prefix_lengths[slot], tokens.shape[1]
+        rows = max(1, PREFILL_TOKENS // t)
+        cos, sin = self._angles(prefix + torch.arange(t, device=tokens.device))
+        last = []
+        for start in range(0, len(tokens), rows):
+            piece = slice(start, start + rows)
+
+            def attention(number: int, q: Tensor, k: Tensor, v: Tensor, piece: slice = piece) -> Tensor:
+                self.suffix[number, 0, where[piece], :, :t], self.suffix[number, 1, where[piece], :, :t] = k, v
+                if not prefix:
+                    y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+                    return rearrange(y, "b h t k -> b t (h k)")
+                return self._behind_prefix(number, slot, q, k, v)
+
+            x = self._layers(self.model.embed(tokens[piece]), cos, sin, attention)
+            last.append(x[torch.arange(len(x), device=x.device), counts[piece] - 1])
+        for cell, length in zip(cells, lengths):
+            self.suffix_lengths[cell], self.fed[cell] = length, 0
+        self._suffix_lengths[where], self._fed[where] = counts, 0
+        return self.logits(torch.cat(last))
+
+    def _behind_prefix(self, number: int, slot: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """All rows before the prefix of their slot, and each before its own keys."""
+        b, heads = len(q), q.shape[1] // self.groups
+        prefix_k, prefix_v = self.prefix[number, :, slot, None, :, : self.prefix_lengths[slot]]
+        shared = attend_part(rearrange(q, "b (g r) t k -> 1 g (r b t) k", g=self.groups), prefix_k, prefix_v)
+        own_k, own_v = (x.repeat_interleave(heads, 1) if heads > 1 else x for x in (k, v))
+        own = attend_part(q, own_k, own_v, causal=True)
+        unfold = {"g": self.groups, "r": heads, "b": b}
+        shared = shared._replace(
+            y=rearrange(shared.y, "1 g (r b t) k -> b (g r) t k", **unfold),
+            lse=rearrange(shared.lse, "1 g (r b t) -> b (g r) t", **unfold),
+        )
+        return rearrange(join([shared, own]), "b h t k -> b t (h k)")
+
+    # Answers.
+
+    def step(self, codes: "Int64[Tensor, 'cells candidates']") -> "Float[Tensor, 'cells candidates v']":
+        """Feed the next code of every candidate of the first `len(codes)` cells (whole slots, if there are several)."""
+        n = len(codes)
+        positions = self._prefix_lengths.repeat_interleave(self.rows)[:n] + self._suffix_lengths[:n] + self._fed[:n]
+        cos, sin = self._angles(positions[:, None])
+        seen = self._seen(n)
+        index, fed = torch.arange(n, device=codes.device), self._fed[:n]
+
+        def attention(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self.answer[number, 0, index, :, :, fed] = k
+            self.answer[number, 1, index, :, :, fed] = v
+            return self._before_all(number, q, seen)
+
+        x = self._layers(self.model.embed(codes), cos, sin, attention)
+        self._fed[:n] = (fed + 1).clamp(max=self.answer.shape[5] - 1)  # cells without a prompt go round idle
+        self.fed[:n] = [min(count + 1, self.answer.shape[5] - 1) for count in self.fed[:n]]
+        return self.logits(x)
+
+    def _seen(self, n: int) -> "list[tuple[int, Bool[Tensor, 'b 1 1 s'] | None]]":
+        """Of each level how many keys are read, and which of them count where rows differ."""
+        slots = -(-n // self.rows)
+        levels = []
+        for capacity, lengths, known in (
+            (self.prefix.shape[4], self._prefix_lengths[:slots], self.prefix_lengths[:slots]),
+            (self.suffix.shape[4], self._suffix_lengths[:n], self.suffix_lengths[:n]),
+            (self.answer.shape[5], self._fed[:n] + 1, [count + 1 for count in self.fed[:n]]),
+        ):
+            size = capacity if self.fixed else max(known)
+            mask = None
+            if self.fixed or min(known) < size:
+                # A cell without a prompt, and a slot without a prefix, see one key of zeros: no row is empty.
+                mask = rearrange(
+                    torch.arange(size, device=lengths.device) < lengths[:, None].clamp(min=1), "b s -> b 1 1 s"
+                )
+            levels.append((size, mask))
+        return levels
+
+    def _before_all(
+        self, number: int, q: "Float[Tensor, 'b h c k']", seen: "list[tuple[int, Tensor | None]]"
+    ) -> "Float[Tensor, 'b c h_k']":
+        """The candidates' queries before the prefix of their slot, the suffix of their row, and their own codes."""
+        n, c, r = len(q), q.shape[2], q.shape[1] // self.groups
+        slots = -(-n // self.rows)
+        (prefix, of_prefix), (suffix, of_suffix), (answer, of_answer) = seen
+        parts = []
+        if prefix:
+            k, v = self.prefix[number, :, :slots, :, :prefix]
+            part = attend_part(rearrange(q, "(s m) (g r) c k -> s g (r m c) k", s=slots, r=r), k, v, of_prefix)
+            shape = {"r": r, "m": n // slots}
+            y = rearrange(part.y, "s g (r m c) k -> (s m) (g r) c k", **shape)
+            parts.append(part._replace(y=y, lse=rearrange(part.lse, "s g (r m c) -> (s m) (g r) c", **shape)))
+        k, v = self.suffix[number, :, :n, :, :suffix]
+        part = attend_part(rearrange(q, "b (g r) c k -> b g (r c) k", r=r), k, v, of_suffix)
+        y = rearrange(part.y, "b g (r c) k -> b (g r) c k", r=r)
+        parts.append(part._replace(y=y, lse=rearrange(part.lse, "b g (r c) -> b (g r) c", r=r)))
+        k, v = self.answer[number, :, :n, :, :, :answer].flatten(2, 3)
+        part = attend_part(rearrange(q, "b (g r) c k -> b (g c) r k", r=r), k, v, of_answer)
+        y = rearrange(part.y, "b (g c) r k -> b (g r) c k", c=c)
+        parts.append(part._replace(y=y, lse=rearrange(part.lse, "b (g c) r -> b (g r) c", c=c)))
+        return rearrange(join(parts), "b h c k -> b c (h k)")

@@ -19,8 +19,9 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from lvm.inference.generate import as_prompts, generate_keyed
-from lvm.inference.sampling import GREEDY, Sampling, answer_keys
+from lvm.inference.engine import answer_requests
+from lvm.inference.rollout import Continuation, Prompt, Rollout, Window
+from lvm.inference.sampling import GREEDY, Sampling
 from lvm.model import LVM, LVMConfig
 from lvm.pictures.decode import load, to_rgb
 from lvm.runtime.errors import UserError
@@ -32,21 +33,6 @@ if TYPE_CHECKING:
     Picture = str | os.PathLike[str] | Image.Image | UInt8[np.ndarray, "y x 3"]
 
 PICTURES_AT_ONCE = 16  # through the tokenizer
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What is asked: the pictures shown, as codes, and how many are to follow."""
-
-    codes: "Int64[np.ndarray, 'n t']"
-    num_pictures: int = 1
-    tuple_size: int = 1  # the window moves by so many pictures: 2 where inputs and answers alternate
-
-
-@dataclass(frozen=True)
-class Continuation:
-    tokens: "Int64[np.ndarray, 'candidates num_pictures t']"
-    log_probs: "Float32[np.ndarray, 'candidates num_pictures t']"  # nats, of the full softmax at temperature 1
 
 
 @dataclass(frozen=True)
@@ -83,12 +69,6 @@ def check_pair(
     else:
         return
     raise UserError(f"{wrong}: they do not belong together; {remedy}")
-
-
-def move_window(num_pictures: int, room: int, tuple_size: int) -> int:
-    """How many of the first pictures leave a window of `room`: whole tuples, no more than needed."""
-    excess = max(0, num_pictures - room)
-    return -(-excess // tuple_size) * tuple_size
 
 
 class Prompter:
@@ -132,8 +112,6 @@ class Prompter:
         seed: int = 0,
     ) -> Answer:
         """What follows these pictures. Answers of any length: the window moves on picture by picture."""
-        if num_pictures < 1:
-            raise UserError(f"num_pictures {num_pictures} must be at least 1")
         sampling = Sampling(temperature, top_k, top_p)
         return self._answer(list(pictures), num_pictures, num_candidates, sampling, seed, tuple_size=1)
 
@@ -171,50 +149,30 @@ class Prompter:
         return Answer(prompt, pictures, found.tokens, found.log_probs)
 
     def continuations(
-        self, prompts: Sequence[Prompt], num_candidates: int = 1, sampling: Sampling = GREEDY, seed: int = 0
-    ) -> Iterator[tuple[int, Continuation]]:
-        """(number of the prompt, what follows it), each as soon as it is done."""
-        for number, prompt in enumerate(prompts):
-            found = self.continue_codes(
-                prompt.codes, prompt.num_pictures, num_candidates, sampling, seed, prompt.tuple_size
-            )
-            yield number, Continuation(*found)
-
-    def continue_codes(
         self,
-        prompt: "Int64[np.ndarray, 'n t']",
-        num_pictures: int,
-        num_candidates: int,
-        sampling: Sampling,
-        seed: int,
-        tuple_size: int = 1,
-    ) -> "tuple[Int64[np.ndarray, 'candidates num_pictures t'], Float32[np.ndarray, 'candidates num_pictures t']]":
-        """Codes of the pictures after `prompt`, and their log-probabilities.
+        prompts: Sequence[Prompt],
+        num_candidates: int = 1,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        window: Window = "tuples",
+    ) -> Iterator[tuple[int, Continuation]]:
+        """(number of the prompt, what follows it), each as soon as it is done.
 
-        While all fits the context this is one call of `generate`. Beyond it, each candidate goes on by itself.
+        All that is known to be wanted is answered together. Beyond the context each candidate goes on by itself: the
+        window moves by whole tuples (`window="frames"`: picture by picture, as the reference has it), keeps BOS, and
+        what is left in it is fed anew.
         """
-        if num_candidates < 1:
-            raise UserError(f"num_candidates {num_candidates} must be at least 1")
-        t, window = self.tokens_per_picture, self.pictures_per_window
-        keys = answer_keys(as_prompts(torch.from_numpy(prompt.reshape(1, -1)), self.model.config), num_candidates, seed)
-        sentence = np.broadcast_to(prompt, (num_candidates, *prompt.shape))  # c n t
-        log_probs: list[np.ndarray] = []
-        done = 0
-        while done < num_pictures:
-            kept = sentence[:, move_window(sentence.shape[1], window - 1, tuple_size) :]
-            now = min(num_pictures - done, window - kept.shape[1])
-            # At first all candidates share one prompt, [1, c]; later each has its own, [c, 1].
-            rows, row_keys = (kept[:1], keys) if done == 0 else (kept, keys.T)
-            prompts = list(rearrange(rows, "b n t -> b (n t)"))
-            answer = generate_keyed(self.model, prompts, row_keys, now * t, sampling, first_index=done * t)
-            codes, scores = (
-                rearrange(part.cpu().numpy(), "b c (n t) -> (b c) n t", t=t)
-                for part in (answer.tokens, answer.log_probs)
-            )
-            sentence = np.concatenate([sentence, codes], axis=1)
-            log_probs.append(scores)
-            done += now
-        return sentence[:, len(prompt) :], np.concatenate(log_probs, axis=1)
+        room = self.pictures_per_window
+        rollouts = [Rollout(self.model.config, prompt, room, num_candidates, seed, window) for prompt in prompts]
+        at_work = list(range(len(rollouts)))
+        while at_work:  # the requests of a round have as many candidates: all at first, then one
+            asked = [(n, *found) for n in at_work for found in enumerate(rollouts[n].next_requests())]
+            requests = [request for *_, request in asked]
+            for number, tokens, log_probs in answer_requests(self.model, requests, sampling):
+                n, place, _ = asked[number]
+                if rollouts[n].accept(place, tokens, log_probs) and rollouts[n].finished:
+                    yield n, rollouts[n].continuation()
+            at_work = [n for n in at_work if not rollouts[n].finished]
 
     def pixels(self, pictures: "list[Picture]") -> "UInt8[np.ndarray, 'n y x 3']":
         """Paths, PIL pictures or arrays at the tokenizer's size, squashed to it with bicubic filtering."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lvm.runtime.errors import UserError
-from lvm.runtime.hashing import hash64, uniform
+from lvm.runtime.hashing import hash64
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float32, Int64, UInt64
@@ -53,12 +53,37 @@ def answer_keys(
     return hash64(np.uint64(seed), hashes[:, None], np.arange(num_candidates)[None])
 
 
+def signed(keys: "UInt64[np.ndarray, '*b']") -> "Int64[Tensor, '*b']":
+    """The same 64 bits as torch's integers."""
+    return torch.from_numpy(np.ascontiguousarray(keys).view(np.int64))
+
+
+_SHIFTS = 30, 27, 31
+_FACTORS = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix64(x: Tensor) -> Tensor:
+    """`lvm.runtime.hashing.mix64` on the device: products and sums of int64 wrap as those of uint64 do."""
+    for shift, factor in zip(_SHIFTS, _FACTORS):
+        x = (x ^ _shift_right(x, shift)) * factor
+    return x ^ _shift_right(x, _SHIFTS[2])
+
+
 def gumbel(
-    keys: "UInt64[np.ndarray, 'b candidates']", index: int, num_codes: int
-) -> "Float32[np.ndarray, 'b candidates num_codes']":
-    """Standard Gumbel noise of the code at `index` of each answer."""
-    u = uniform(keys[..., None], index, np.arange(num_codes))
-    return -np.log(-np.log(np.maximum(u, 2.0**-54))).astype(np.float32)
+    keys: "Int64[Tensor, 'b candidates']", index: "Int64[Tensor, 'b']", num_codes: int
+) -> "Float32[Tensor, 'b candidates num_codes']":
+    """Standard Gumbel noise of each code at `index` of each answer: `uniform(key, index, code)`, logged twice."""
+    state = _mix64(keys + _GOLDEN)
+    state = _mix64((index[:, None] ^ state) + _GOLDEN)
+    codes = torch.arange(num_codes, device=keys.device)
+    state = _mix64((codes ^ state[..., None]) + _GOLDEN)
+    u = _shift_right(state, 11).double() * 2.0**-53
+    return -(-u.clamp_(min=2.0**-54).log_()).log_().float()
 
 
 def truncate(scores: "Float[Tensor, '*b v']", sampling: Sampling) -> "Float[Tensor, '*b v']":
@@ -78,15 +103,15 @@ def draw(
     logits: "Float[Tensor, 'b candidates v']",
     num_codes: int,
     sampling: Sampling,
-    keys: "UInt64[np.ndarray, 'b candidates']",
-    index: int,
+    keys: "Int64[Tensor, 'b candidates']",
+    index: "Int64[Tensor, 'b']",
 ) -> "tuple[Int64[Tensor, 'b candidates'], Float32[Tensor, 'b candidates']]":
     """A code below `num_codes` for each answer, and its log-probability under the full softmax at temperature 1."""
     logits = logits.float()
     scores = logits[..., :num_codes]
     if sampling.temperature > 0:
         scores = truncate(scores / sampling.temperature, sampling)
-        scores = scores + torch.from_numpy(gumbel(keys, index, num_codes)).to(scores.device)
+        scores = scores + gumbel(keys, index, num_codes)
     codes = scores.argmax(-1)
     chosen = logits.gather(-1, codes[..., None])[..., 0]
     return codes, chosen - logits.logsumexp(-1)

@@ -1,6 +1,5 @@
 """Cached generation: equal to the whole forward pass, and an answer is its own prompt's and candidate's alone."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lvm.inference import cache, generate
-from lvm.inference.generate import batches
-from lvm.inference.sampling import Sampling, gumbel, truncate
+from lvm.inference import cache, engine, generate
+from lvm.inference.sampling import Sampling, gumbel, signed, truncate
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError
+from lvm.runtime.hashing import hash64, uniform
 
 PARITY = Path(__file__).parents[2].parent / "shared" / "parity" / "llama_hf"
 TINY = LVMConfig(num_codes=50, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, max_position=64)
@@ -81,10 +80,8 @@ def test_an_answer_does_not_depend_on_the_batch_its_order_or_the_lengths_in_it()
 def test_small_batches_and_pieces_of_the_prefill_give_the_same_answers(monkeypatch):
     model, prompt = random_model(), prompts(12, 20)
     whole = generate(model, prompt, 5, num_candidates=2)
-    monkeypatch.setattr(sys.modules["lvm.inference.generate"], "CPU_CACHE_BYTES", 100_000)
+    monkeypatch.setattr(engine, "CPU_CACHE_BYTES", 100_000)
     monkeypatch.setattr(cache, "PREFILL_TOKENS", 50)
-    rows = list(batches(model, np.full(12, 21), 5, 2))
-    assert 1 < max(map(len, rows)) < 12
     assert torch.equal(generate(model, prompt, 5, num_candidates=2).tokens, whole.tokens)
 
 
@@ -136,9 +133,18 @@ def test_truncation_by_hand():
 
 
 def test_the_noise_is_standard_gumbel():
-    noise = gumbel(np.arange(400, dtype=np.uint64)[:, None], 3, 100)
-    assert noise.shape == (400, 1, 100) and np.isfinite(noise).all()
-    assert abs(noise.mean() - 0.5772) < 0.02 and abs(noise.var() - np.pi**2 / 6) < 0.05
+    noise = gumbel(torch.arange(400)[:, None], torch.full((400,), 3), 100)
+    assert noise.shape == (400, 1, 100) and noise.isfinite().all()
+    assert abs(float(noise.mean()) - 0.5772) < 0.02 and abs(float(noise.var()) - np.pi**2 / 6) < 0.05
+
+
+def test_the_noise_is_a_function_of_counters_that_any_process_can_compute():
+    keys = hash64(np.uint64(2**64 - 5), np.arange(6).reshape(2, 3))
+    index = torch.tensor([0, 255])
+    expected = -np.log(
+        -np.log(np.maximum(uniform(keys[..., None], index.numpy()[:, None, None], np.arange(70)), 2.0**-54))
+    )
+    np.testing.assert_allclose(gumbel(signed(keys), index, 70).numpy(), expected, rtol=1e-6)
 
 
 def test_bos_stands_before_the_prompt_only_where_the_config_says_so():

@@ -11,7 +11,7 @@ from PIL import Image
 from lvm import Prompter
 from lvm.commands.generate import main
 from lvm.inference import generate
-from lvm.inference.prompter import move_window
+from lvm.inference.rollout import Prompt, move_window
 from lvm.inference.sampling import Sampling
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError
@@ -104,7 +104,8 @@ def test_candidates_that_came_to_the_same_picture_part_again(vq):
     model = narrow.model
     for parameter in model.parameters():
         parameter.data.mul_(0.0 if parameter.ndim > 1 else 1.0)  # uniform: only the noise decides
-    codes, _ = narrow.continue_codes(np.zeros((1, TOKENS), np.int64), 3, 4, Sampling(), seed=0)
+    [(_, found)] = narrow.continuations([Prompt(np.zeros((1, TOKENS), np.int64), 3)], 4, Sampling(), seed=0)
+    codes = found.tokens
     assert len({row.tobytes() for row in codes.reshape(12, TOKENS)}) == 12
 
 

@@ -97,6 +97,7 @@ OPTIONS = [
     {"tie_embeddings": True},
     {"head_size": 16},
     {"qk_norm": True},
+    {"attention_bias": True, "num_kv_heads": 2},
     {"qk_norm": True, "num_kv_heads": 1, "tie_embeddings": True, "head_size": 16},
 ]
 
@@ -161,7 +162,8 @@ def test_folders_that_do_not_say_are_read_as_the_released_model_or_as_codes_alon
     ("change", "message"),
     [
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"attention_bias": True}, "attention_bias"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"attention_bias": True}, r"lacks 8 tensors .*q_proj.bias"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "llama3"),
         ({"model_type": "gpt2"}, "'gpt2'"),
         ({"intermediate_size": 50}, "config.json makes it"),
@@ -225,9 +227,12 @@ def test_no_token_sees_a_later_one():
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_keys_and_values_that_are_kept_give_the_same_logits(qk_norm):
     model, fed = random_model(replace(TINY, qk_norm=qk_norm, num_kv_heads=2)), tokens(2, 12, below=20)
-    cache = Cache(model, torch.tensor([10, 10]), answer_tokens=2, num_candidates=1)
+    cache = Cache(model, slots=1, rows=2, candidates=1, prefix_tokens=0, suffix_tokens=10, answer_tokens=2)
     with torch.no_grad():
-        kept = [cache.prefill(fed[:, :10]), *(cache.step(fed[:, i, None])[:, 0] for i in (10, 11))]
+        kept = [
+            cache.feed_rows(0, [0, 1], fed[:, :10], [10, 10]),
+            *(cache.step(fed[:, i, None])[:, 0] for i in (10, 11)),
+        ]
         torch.testing.assert_close(torch.stack(kept, dim=1), model(fed)[:, 9:], atol=2e-4, rtol=1e-4)
 
 
