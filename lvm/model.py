@@ -1,9 +1,9 @@
 """The decoder: a LLaMA (arXiv 2302.13971) over picture codes, as in LVM (arXiv 2312.00785).
 
-Pre-RMSNorm, rotary positions (half-split layout), SwiGLU, no biases, no dropout, grouped-query heads if asked for. The
-numeric type is that of the weights; norms, rotations and the loss are computed in float32 whatever it is. The model
-knows nothing of parallelism, of windows or of tokenizers, and reads and writes Hugging Face folders. Attention and the
-head's cross-entropy stand in files of their own beside it; it imports nothing else of ours.
+Pre-RMSNorm, rotary positions (half-split layout), SwiGLU, no dropout; grouped-query heads and biases of attention if
+asked for. The numeric type is that of the weights; norms, rotations and the loss are computed in float32 whatever it
+is. The model knows nothing of parallelism, of windows or of tokenizers, and reads and writes Hugging Face folders.
+Attention, the head's cross-entropy and a folder's files stand in files beside it; it imports nothing else of ours.
 
     model = LVM(LVMConfig(num_codes=1024, hidden_size=128, intermediate_size=344, num_layers=4, num_heads=2))
     logits = model(tokens)            # int64 [b, t] -> [b, t, v]
@@ -14,19 +14,16 @@ head's cross-entropy stand in files of their own beside it; it imports nothing e
 |----------------|------------------------------------------------------------------------------------|
 | all matrices   | N(0, 0.02), no scaling by depth or width, as published                             |
 | norms          | 1                                                                                  |
+| biases         | 0                                                                                  |
 Each is drawn from a generator keyed by (seed, its name): the same for any order, device and mesh.
 """
 
 import hashlib
-import json
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
-from zipfile import is_zipfile
 
 import torch
 import torch.nn.functional as F
@@ -36,18 +33,13 @@ from torch.utils.checkpoint import checkpoint
 
 from lvm.attention import AttentionName, Mask, attend, attention_mask, choose_attention
 from lvm.cross_entropy import LOGITS_AT_ONCE, next_token_nll, weighted_nll
+from lvm.model_folder import ModelError, read_json, stored_tensors, write_json
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float32, Int
 
 NUM_SPECIAL = 100  # vocabulary slots beyond the codes: BOS, EOS, PAD and 97 spare ones, as released
 EMBED_SCALE, HEAD_SCALE = 0.2, 0.06  # of weights that start from a codebook; measured on the demo's net (docs/log.md)
-
-
-class ModelError(ValueError):
-    """A model folder or config the user can mend; the message names the file, the value and the remedy."""
-
-    user_error = True
 
 
 @dataclass(frozen=True)
@@ -65,6 +57,7 @@ class LVMConfig:
     norm_eps: float = 1e-6
     tie_embeddings: bool = False  # the head is the embedding
     qk_norm: bool = False  # RMSNorm of each head of q and k, before rotation (arXiv 2302.05442, as in Qwen3)
+    attention_bias: bool = False  # of q, k, v and o, as DeLVM's models have them
     z_loss: float = 0.0  # training adds this times logsumexp(logits)^2 to each target's loss (arXiv 2204.02311)
     tokens_per_picture: int | None = 256  # None: an imported folder that does not say
     prompt_bos: bool = True  # prompts start with BOS
@@ -113,10 +106,15 @@ class LVMConfig:
     @property
     def num_params(self) -> int:
         """Parameters, the embedding and the head included (the head once if tied)."""
+        d = self.hidden_size
+        return self.num_layers * self.layer_params + d + self.vocab_size * d * (1 if self.tie_embeddings else 2)
+
+    @property
+    def layer_params(self) -> int:
         d, k = self.hidden_size, self.head_size
         attention = 2 * d * k * (self.num_heads + self.num_kv_heads)
-        layer = attention + 3 * d * self.intermediate_size + 2 * d + (2 * k if self.qk_norm else 0)
-        return self.num_layers * layer + d + self.vocab_size * d * (1 if self.tie_embeddings else 2)
+        biases = d + k * (self.num_heads + 2 * self.num_kv_heads) if self.attention_bias else 0
+        return attention + biases + 3 * d * self.intermediate_size + 2 * d + (2 * k if self.qk_norm else 0)
 
     def flops_per_token(self, seq_len: int, causal: bool = False) -> int:
         """Training FLOPs a token: 6 (N - input embedding) + 12 L d T (PaLM, arXiv 2204.02311, appendix B).
@@ -173,10 +171,10 @@ class Attention(nn.Module):
         self.head_size = config.head_size
         self.grouped = config.num_kv_heads != config.num_heads
         width, kv_width = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
-        self.q = nn.Linear(config.hidden_size, width, bias=False)
-        self.k = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.v = nn.Linear(config.hidden_size, kv_width, bias=False)
-        self.o = nn.Linear(width, config.hidden_size, bias=False)
+        self.q = nn.Linear(config.hidden_size, width, bias=config.attention_bias)
+        self.k = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
+        self.v = nn.Linear(config.hidden_size, kv_width, bias=config.attention_bias)
+        self.o = nn.Linear(width, config.hidden_size, bias=config.attention_bias)
         self.q_norm: nn.Module = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm: nn.Module = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else nn.Identity()
 
@@ -333,13 +331,13 @@ class LVM(nn.Module):
         `dtype=None` keeps the stored type. Raises `ModelError` naming the file for anything missing or unsupported.
         """
         folder = Path(path)
-        config = config_from_hugging_face(_read_json(folder / "config.json"), str(folder / "config.json"))
+        config = config_from_hugging_face(read_json(folder / "config.json"), str(folder / "config.json"))
         with torch.device("meta"):
             model = LVM(config)
         missing = {hugging_face_name(name): parameter for name, parameter in model.named_parameters()}
         ours = {hugging_face_name(name): name for name, _ in model.named_parameters()}
         state = {}
-        for file, name, tensor in _stored_tensors(folder):
+        for file, name, tensor in stored_tensors(folder):
             if name.endswith("rotary_emb.inv_freq") or (config.tie_embeddings and name == "lm_head.weight"):
                 continue
             if name not in missing:
@@ -384,20 +382,18 @@ class LVM(nn.Module):
         if len(shards) > 1:
             weight_map = {name: file for file, shard in zip(files, shards) for name in shard}
             total = sum(tensor.nbytes for tensor in tensors.values())
-            _write_json(
+            write_json(
                 folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
             )
         stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-        config = config_to_hugging_face(self.config, stored)
-        generation = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        _write_json(folder / "generation_config.json", generation)
-        _write_json(folder / "config.json", config)  # last: a folder without it is not a model
+        write_json(folder / "generation_config.json", generation_to_hugging_face(self.config))
+        write_json(folder / "config.json", config_to_hugging_face(self.config, stored))  # last: it makes a model of it
 
 
 def initial_weight(name: str, shape: torch.Size, seed: int) -> "Float32[Tensor, '*shape']":
-    """The start of one parameter, the same for any order of drawing: N(0, 0.02), ones for norms."""
+    """The start of one parameter, the same for any order of drawing: N(0, 0.02), ones for norms, zeros for biases."""
     if len(shape) == 1:
-        return torch.ones(shape)
+        return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
     return torch.empty(shape).normal_(0.0, 0.02, generator=_generator(f"{seed}:{name}"))
 
 
@@ -439,12 +435,27 @@ def hugging_face_name(name: str) -> str:
     return f"model.{name}"
 
 
+def generation_to_hugging_face(config: LVMConfig) -> dict[str, Any]:
+    """What `generate` does if nothing else is said: one picture, drawn from the whole distribution of codes alone.
+
+    transformers would keep the 50 likeliest codes and stop after 20 tokens, and take ids 1 and 2 for BOS and EOS.
+    """
+    values: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    if config.has_special_tokens:
+        values |= {"bos_token_id": config.bos, "eos_token_id": config.eos, "pad_token_id": config.pad}
+    if config.vocab_size > config.num_codes:
+        values["suppress_tokens"] = list(range(config.num_codes, config.vocab_size))
+    if config.tokens_per_picture:
+        values |= {"max_new_tokens": config.tokens_per_picture, "min_new_tokens": config.tokens_per_picture}
+    return values
+
+
 def config_to_hugging_face(config: LVMConfig, dtype: str) -> dict[str, Any]:
     special = config.has_special_tokens
     return {
         "architectures": ["Qwen3ForCausalLM" if config.qk_norm else "LlamaForCausalLM"],
         "model_type": "qwen3" if config.qk_norm else "llama",
-        "attention_bias": False,
+        "attention_bias": config.attention_bias,
         "attention_dropout": 0.0,
         "bos_token_id": config.bos if special else None,
         "eos_token_id": config.eos if special else None,
@@ -474,7 +485,10 @@ def config_to_hugging_face(config: LVMConfig, dtype: str) -> dict[str, Any]:
 
 
 def config_from_hugging_face(values: dict[str, Any], file: str = "config.json") -> LVMConfig:
-    """Our config of a Llama's or Qwen3's. Keys of ours that it lacks: as the released 7B, prompts without BOS."""
+    """Our config of a Llama's or Qwen3's, or of DeLVM's `internlm`, which is a Llama with attention biases.
+
+    Keys of ours that it lacks: as the released 7B, prompts without BOS.
+    """
 
     def need(key: str) -> Any:
         if values.get(key) is None:
@@ -482,11 +496,11 @@ def config_from_hugging_face(values: dict[str, Any], file: str = "config.json") 
         return values[key]
 
     kind = values.get("model_type")
-    if kind not in ("llama", "qwen3"):
-        raise ModelError(f"{file}: model_type is {kind!r}; only 'llama' and 'qwen3' folders can be read")
+    if kind not in ("llama", "qwen3", "internlm"):
+        raise ModelError(f"{file}: model_type is {kind!r}; only 'llama', 'qwen3' and 'internlm' folders can be read")
+    delvm = kind == "internlm"
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     unsupported = {
-        "attention_bias": values.get("attention_bias", False),
         "mlp_bias": values.get("mlp_bias", False),
         "hidden_act": "" if values.get("hidden_act", "silu") == "silu" else values["hidden_act"],
         "rope_type": "" if (type_ := rope.get("rope_type", rope.get("type", "default"))) == "default" else type_,
@@ -506,63 +520,14 @@ def config_from_hugging_face(values: dict[str, Any], file: str = "config.json") 
         num_heads=need("num_attention_heads"),
         num_kv_heads=values.get("num_key_value_heads") or 0,
         head_size=values.get("head_dim") or 0,
-        max_position=values.get("max_position_embeddings", 4096),
+        max_position=values.get("max_position_embeddings", 2048 if delvm else 4096),
         rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0),
         norm_eps=values.get("rms_norm_eps", 1e-6),
         tie_embeddings=values.get("tie_word_embeddings", False),
         qk_norm=kind == "qwen3",
+        attention_bias=values.get("bias", True) if delvm else values.get("attention_bias", False),
         z_loss=float(values.get("z_loss") or 0.0),
-        tokens_per_picture=values.get("tokens_per_picture") or (256 if released else None),
+        tokens_per_picture=values.get("tokens_per_picture") or (256 if released or delvm else None),
         prompt_bos=values.get("prompt_bos", False),
         tokenizer_fingerprint=values.get("tokenizer_fingerprint") or "",
     )
-
-
-def _stored_tensors(folder: Path) -> Iterator[tuple[Path, str, Tensor]]:
-    """(file, name, tensor) of a folder's weights; never unpickles anything but tensors."""
-    from safetensors import SafetensorError, safe_open
-
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        whole, index = folder / f"{stem}.{suffix}", folder / f"{stem}.{suffix}.index.json"
-        if whole.is_file():
-            files = [whole]
-        elif index.is_file():
-            files = [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
-        else:
-            continue
-        for file in files:
-            if file.parent != folder or not file.is_file():
-                raise ModelError(f"{file} is named by {index.name} and missing; download the folder again")
-            try:
-                if suffix == "safetensors":
-                    with safe_open(file, framework="pt") as opened:
-                        for name in opened.keys():  # noqa: SIM118, not a dict
-                            yield file, name, opened.get_tensor(name)
-                else:
-                    loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file))
-                    yield from ((file, name, tensor) for name, tensor in loaded.items())
-            except UnpicklingError:
-                remedy = "convert it to safetensors"
-                raise ModelError(f"{file} holds more than tensors and was not opened; {remedy}") from None
-            except (SafetensorError, RuntimeError, EOFError, ValueError, AttributeError) as error:
-                raise ModelError(f"{file} cannot be read ({error}); download it again") from None
-        return
-    raise ModelError(f"{folder} has neither model.safetensors nor pytorch_model.bin (nor an index of shards)")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise ModelError(f"{file} is missing; a model folder holds config.json and model.safetensors") from None
-    except (ValueError, UnicodeDecodeError, NotADirectoryError) as error:
-        raise ModelError(f"{file} is not JSON ({error}); write it again") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{file} is not a JSON object; write it again")
-    return value
-
-
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    aside = file.with_name(f".tmp-{file.name}")
-    aside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    os.replace(aside, file)

@@ -74,17 +74,11 @@ class CostOptions:
 # The formulas of the docstring.
 
 
-def layer_params(config: LVMConfig) -> int:
-    d, k = config.hidden_size, config.head_size
-    norms = 2 * d + (2 * k if config.qk_norm else 0)
-    return 2 * d * k * (config.num_heads + config.num_kv_heads) + 3 * d * config.intermediate_size + norms
-
-
 def gathered_bytes(config: LVMConfig, ranks: int, recomputation: Recomputation = "none") -> int:
     """Beside a GPU's own shard: 16-bit weights and passing gradients."""
     if ranks == 1 and recomputation == "none":
         return 2 * config.num_params
-    layer = layer_params(config)
+    layer = config.layer_params
     outer = config.num_params - config.num_layers * layer
     return 2 * (2 * layer + outer) + 6 * (layer + outer)
 
@@ -126,7 +120,7 @@ def cost(config: LVMConfig, options: CostOptions) -> dict[str, Any]:
     return {
         "options": asdict(options) | {"seq_len": seq_len},
         "params": config.num_params,
-        "params_without_embeddings": config.num_layers * layer_params(config) + config.hidden_size,
+        "params_without_embeddings": config.num_layers * config.layer_params + config.hidden_size,
         "memory_per_gpu": {
             "usable": usable,
             "weights_gradients_moments": states,

@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "lvm.data": {"lvm.sentences", "lvm.store"},
     "lvm.attention": set(),
     "lvm.cross_entropy": set(),
-    "lvm.model": {"lvm.attention", "lvm.cross_entropy"},
+    "lvm.model_folder": set(),
+    "lvm.model": {"lvm.attention", "lvm.cross_entropy", "lvm.model_folder"},
     "lvm.interop": {"lvm.model", "lvm.data", "lvm.sentences", "lvm.store", "lvm.sources"},
     "lvm.training": {"lvm.data", "lvm.attention", "lvm.model"},
     "lvm.cluster": {"lvm.model", "lvm.training"},
@@ -43,7 +44,7 @@ MAY_IMPORT = {
         "tokenizer",
     },
 }
-NOT_EVEN_RUNTIME = {"lvm.model", "lvm.attention", "lvm.cross_entropy", "lvm.runtime"}
+NOT_EVEN_RUNTIME = {"lvm.model", "lvm.model_folder", "lvm.attention", "lvm.cross_entropy", "lvm.runtime"}
 FREE = {"lvm.demo", "lvm.commands", "lvm.__main__", "lvm"}
 
 
