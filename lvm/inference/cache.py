@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor
 
 from lvm.inference.parts import attend_part, join
-from lvm.model import LVMConfig, rope_angles
+from lvm.model import LVMConfig, apply_rope, rope_angles
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int64
@@ -137,6 +137,11 @@ class Cache:
         self.prefix_lengths[slot] = t
         self._prefix_lengths[slot] = t
 
+    def copy_prefix(self, slot: int, other: int) -> None:
+        self.prefix[:, :, other] = self.prefix[:, :, slot]
+        self.prefix_lengths[other] = self.prefix_lengths[slot]
+        self._prefix_lengths[other] = self.prefix_lengths[slot]
+
     def feed_rows(
         self, slot: int, cells: "Sequence[int]", tokens: "Int64[Tensor, 'cells t']", lengths: Sequence[int]
     ) -> "Float[Tensor, 'cells v']":
@@ -177,6 +182,33 @@ class Cache:
             lse=rearrange(shared.lse, "1 g (r b t) -> b (g r) t", **unfold),
         )
         return rearrange(join([shared, own]), "b h t k -> b t (h k)")
+
+    def slide(self, first: int, gone: int) -> None:
+        """Let `gone` tokens behind the first `first` go; what stood in suffixes and answers joins the prefixes.
+
+        For one row and one candidate behind each slot, all as long. Keys and values stay as they were computed, seeing
+        what is gone; keys are turned back by as many positions (a rotation, so only differences of positions matter).
+        """
+        assert self.rows == self.candidates == 1
+        kept, suffix, fed = self.prefix_lengths[0] - first - gone, self.suffix_lengths[0], self.fed[0]
+        size = kept + suffix + fed
+        cos, sin = self._angles(torch.tensor([-gone], device=self.prefix.device))
+        for number in range(len(self.blocks)):
+            k, v = (
+                torch.cat(
+                    [
+                        self.prefix[number, i, :, :, first + gone : first + gone + kept],
+                        self.suffix[number, i, :, :, :suffix],
+                        self.answer[number, i, :, :, 0, :fed],
+                    ],
+                    dim=2,
+                )
+                for i in (0, 1)
+            )
+            self.prefix[number, 0, :, :, first : first + size] = apply_rope(k, cos, sin)
+            self.prefix[number, 1, :, :, first : first + size] = v
+        self.prefix_lengths = [first + size] * len(self.prefix_lengths)
+        self._prefix_lengths.fill_(first + size)
 
     # Answers.
 

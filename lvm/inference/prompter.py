@@ -22,6 +22,7 @@ from PIL import Image
 from lvm.inference.engine import answer_requests
 from lvm.inference.rollout import Continuation, Prompt, Rollout, Window
 from lvm.inference.sampling import GREEDY, Sampling
+from lvm.inference.sliding import continue_on_old_keys
 from lvm.model import LVM, LVMConfig
 from lvm.pictures.decode import load, to_rgb
 from lvm.runtime.errors import UserError
@@ -160,11 +161,15 @@ class Prompter:
 
         All that is known to be wanted is answered together. Beyond the context each candidate goes on by itself: the
         window moves by whole tuples (`window="frames"`: picture by picture, as the reference has it), keeps BOS, and
-        what is left in it is fed anew.
+        what is left in it is fed anew; with `window="reuse"` the old keys serve on, faster and not quite the same.
         """
         room = self.pictures_per_window
         rollouts = [Rollout(self.model.config, prompt, room, num_candidates, seed, window) for prompt in prompts]
         at_work = list(range(len(rollouts)))
+        if window == "reuse":
+            for n in [n for n in at_work if rollouts[n].exceeds_window]:
+                at_work.remove(n)
+                yield n, continue_on_old_keys(self.model, prompts[n], room, rollouts[n].keys, sampling)
         while at_work:  # the requests of a round have as many candidates: all at first, then one
             asked = [(n, *found) for n in at_work for found in enumerate(rollouts[n].next_requests())]
             requests = [request for *_, request in asked]

@@ -2,7 +2,7 @@
 
 The window moves by whole tuples (pairs for an analogy, frames for a clip), no more than needed, so that inputs and
 annotations keep their places. The reference moves it picture by picture, which turns a pair prompt's roles round; it
-prefills anew at each move as well (evaluation/vqlm_demo/inference.py of ytongbai/LVM).
+prefills anew at each move as well (evaluation/vqlm_demo/inference.py of ytongbai/LVM). sliding.py goes on without.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from lvm.inference.sampling import answer_keys
 from lvm.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Int64
+    from jaxtyping import Float32, Int64, UInt64
 
     from lvm.model import LVMConfig
 
-Window = Literal["tuples", "frames"]
+Window = Literal["tuples", "frames", "reuse"]  # whole tuples; the reference's; whole tuples on the old keys
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Rollout:
                 f"tuples of {prompt.tuple_size} pictures do not fit a window of {pictures_per_window} with the answer"
             )
         self._config, self._wanted, self._room = config, prompt.num_pictures, pictures_per_window - 1
-        self._tuple_size = prompt.tuple_size if window == "tuples" else 1
+        self._tuple_size = 1 if window == "frames" else prompt.tuple_size
         shown = as_prompts([torch.from_numpy(prompt.codes.reshape(-1))], config)
         self._keys = answer_keys(shown, num_candidates, seed)[0]
         self._windows = np.broadcast_to(prompt.codes, (num_candidates, *prompt.codes.shape))  # c n t
@@ -81,6 +81,15 @@ class Rollout:
         self._log_probs: list[np.ndarray] = []
         self._pending: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.done = 0  # pictures
+
+    @property
+    def keys(self) -> "UInt64[np.ndarray, 'candidates']":
+        """Of each candidate's noise."""
+        return self._keys
+
+    @property
+    def exceeds_window(self) -> bool:
+        return self._windows.shape[1] + self._wanted > self._room + 1
 
     @property
     def finished(self) -> bool:

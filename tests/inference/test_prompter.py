@@ -11,8 +11,9 @@ from PIL import Image
 from lvm import Prompter
 from lvm.commands.generate import main
 from lvm.inference import generate
+from lvm.inference.cache import Cache
 from lvm.inference.rollout import Prompt, move_window
-from lvm.inference.sampling import Sampling
+from lvm.inference.sampling import GREEDY, Sampling
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError
 from tokenizer import VQGAN, VQGANConfig
@@ -107,6 +108,82 @@ def test_candidates_that_came_to_the_same_picture_part_again(vq):
     [(_, found)] = narrow.continuations([Prompt(np.zeros((1, TOKENS), np.int64), 3)], 4, Sampling(), seed=0)
     codes = found.tokens
     assert len({row.tobytes() for row in codes.reshape(12, TOKENS)}) == 12
+
+
+def continuation(prompter: Prompter, prompt: Prompt, *arguments, **options):
+    [(number, found)] = prompter.continuations([prompt], *arguments, **options)
+    assert number == 0
+    return found
+
+
+def test_the_reference_moves_its_window_picture_by_picture(prompter):
+    codes = np.random.default_rng(3).integers(0, 32, (7, TOKENS))  # three pairs and a query; five pictures fit
+    whole = continuation(prompter, Prompt(codes, tuple_size=2))
+    single = continuation(prompter, Prompt(codes, tuple_size=2), window="frames")
+    expect = lambda kept: (
+        generate(prompter.model, torch.from_numpy(kept.reshape(1, -1)), TOKENS, temperature=0.0).tokens
+    )
+    assert np.array_equal(whole.tokens[:, 0], expect(codes[2:])[0])
+    assert np.array_equal(single.tokens[:, 0], expect(codes[2:])[0])
+    six = continuation(prompter, Prompt(codes[:6], tuple_size=2), window="frames")
+    assert np.array_equal(six.tokens[:, 0], expect(codes[1:6])[0])
+    assert np.array_equal(continuation(prompter, Prompt(codes[:6], tuple_size=2)).tokens[:, 0], expect(codes[2:6])[0])
+
+
+def test_old_keys_serve_on_exactly_where_they_saw_nothing_that_left(vq):
+    """Of one layer keys and values depend on their own token alone: reusing them is then feeding anew."""
+    shallow = Prompter(small_model(vq, num_layers=1), vq)
+    prompt = Prompt(np.random.default_rng(5).integers(0, 32, (8, TOKENS)), num_pictures=9, tuple_size=2)
+    for candidates, sampling in ((1, GREEDY), (3, Sampling(temperature=0.8))):
+        anew = continuation(shallow, prompt, candidates, sampling, seed=4)
+        reused = continuation(shallow, prompt, candidates, sampling, seed=4, window="reuse")
+        assert np.array_equal(reused.tokens, anew.tokens) and anew.tokens.shape == (candidates, 9, TOKENS)
+        np.testing.assert_allclose(reused.log_probs, anew.log_probs, atol=2e-3)
+
+
+def test_old_keys_of_a_deep_model_remember_what_left(prompter):
+    prompt = Prompt(np.random.default_rng(5).integers(0, 32, (5, TOKENS)), num_pictures=4)
+    anew, reused = continuation(prompter, prompt), continuation(prompter, prompt, window="reuse")
+    assert np.array_equal(reused.tokens[0, 0], anew.tokens[0, 0])  # nothing had left yet
+    difference = np.abs(reused.log_probs - anew.log_probs).max((0, 2))
+    assert difference[0] < 2e-3 < difference[1]
+
+
+def test_a_rollout_of_any_length_needs_no_more_memory(prompter, monkeypatch):
+    sizes = []
+    made = Cache.__init__
+    monkeypatch.setattr(Cache, "__init__", lambda self, *a, **o: made(self, *a, **o) or sizes.append(self.nbytes))
+    prompt = Prompt(np.random.default_rng(6).integers(0, 32, (4, TOKENS)))
+    for window in ("tuples", "reuse"):
+        most = []
+        for number in (8, 24):
+            sizes.clear()
+            assert continuation(prompter, replace(prompt, num_pictures=number), window=window).tokens.shape[1] == number
+            most.append(max(sizes))
+        assert most[0] == most[1]
+
+
+def test_many_prompts_are_answered_as_each_alone(prompter):
+    generator = np.random.default_rng(9)
+    prompts = [
+        Prompt(generator.integers(0, 32, (int(n), TOKENS)), num_pictures=int(more), tuple_size=int(size))
+        for n, more, size in zip(
+            generator.integers(1, 9, 12), generator.integers(1, 7, 12), generator.integers(1, 4, 12)
+        )
+    ]
+    together = dict(prompter.continuations(prompts, 2, Sampling(temperature=0.9), seed=3))
+    assert sorted(together) == list(range(12))
+    for number, prompt in enumerate(prompts):
+        alone = continuation(prompter, prompt, 2, Sampling(temperature=0.9), seed=3)
+        assert np.array_equal(alone.tokens, together[number].tokens)
+
+
+def test_an_unknown_window_and_tuples_larger_than_it_are_refused(prompter):
+    prompt = Prompt(np.zeros((2, TOKENS), np.int64))
+    with pytest.raises(UserError, match="window 'pairs' is unknown; use one of tuples, frames, reuse"):
+        continuation(prompter, prompt, window="pairs")
+    with pytest.raises(UserError, match="tuples of 6 pictures do not fit a window of 6"):
+        continuation(prompter, replace(prompt, tuple_size=6))
 
 
 def test_of_too_many_pairs_whole_pairs_leave_the_window(prompter):
