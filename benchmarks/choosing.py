@@ -24,7 +24,8 @@ from lvm.evaluation.prompts import NUM_PAIRS, ClipSet, PromptSet, world_clips, w
 from lvm.evaluation.sheet import report_sheet
 from lvm.evaluation.suite import Grid
 from lvm.inference.choosing import RULES, one_colour, score_candidates
-from lvm.inference.prompter import Prompt, Prompter
+from lvm.inference.prompter import Prompter
+from lvm.inference.rollout import Prompt
 from lvm.inference.sampling import GREEDY, Sampling
 from lvm.runtime import UserError, exit_with_one_line, write_json
 from lvm.runtime.machine import git_commit, machine_description

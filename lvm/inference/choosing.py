@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from lvm.inference.prompter import Continuation, Prompt, Prompter
-from lvm.inference.rollout import move_window
+from lvm.inference.prompter import Prompter
+from lvm.inference.rollout import Continuation, Prompt, move_window
 from lvm.runtime.errors import UserError
 
 if TYPE_CHECKING:
