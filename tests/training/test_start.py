@@ -163,9 +163,11 @@ def test_an_export_is_what_save_pretrained_writes(tmp_path, tied):
     run(tmp_path / "run", max_steps=1, tie_embeddings=tied)
     export(tmp_path / "run", tmp_path / "ours", torch.bfloat16, shard_bytes=8000)
     model_of_run(tmp_path / "run").save_pretrained(tmp_path / "theirs", torch.bfloat16, shard_bytes=8000)
-    names = [sorted(path.name for path in (tmp_path / side).iterdir()) for side in ("ours", "theirs")]
-    assert names[0] == names[1] and len(names[0]) > 5
-    for name in names[0]:
+    names = [{path.name for path in (tmp_path / side).iterdir()} for side in ("ours", "theirs")]
+    assert names[0] - names[1] == {"README.md", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"}
+    assert "| trained | 1 steps, " in (tmp_path / "ours" / "README.md").read_text()
+    assert names[1] < names[0] and len(names[1]) > 5
+    for name in names[1]:
         ours, theirs = tmp_path / "ours" / name, tmp_path / "theirs" / name
         if name.endswith(".json"):
             assert json.loads(ours.read_text()) == json.loads(theirs.read_text())
