@@ -36,8 +36,8 @@ def export(
     """Write the model of a run, checkpoint or model folder to the new folder `out`; its config. Raises `UserError`."""
     if out.exists():
         raise UserError(f"{out} exists; remove it or name another folder")
-    is_model = (path / "config.json").is_file()
-    config, tensor_of, training = of_model(path) if is_model else of_checkpoint(find_checkpoint(path))
+    of_a_run = (path / "checkpoints").is_dir() or not (path / "config.json").is_file()
+    config, tensor_of, training = of_checkpoint(find_checkpoint(path)) if of_a_run else of_model(path)
     if head_size is None:
         write_hugging_face(out, config, tensor_of, dtype, shard_bytes, training)
         return config

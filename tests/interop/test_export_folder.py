@@ -100,6 +100,16 @@ def test_the_tokenizer_puts_bos_where_prompts_begin_with_it(tmp_path, begin):
     assert codes_of_text(tokenizer.decode(answer), 120) == answer.tolist()
 
 
+def test_texts_of_different_lengths_are_answered_together_as_alone(tmp_path):
+    model = lively(SMALL)
+    folder = exported(model, tmp_path)
+    tokenizer, opened = transformers.AutoTokenizer.from_pretrained(folder), theirs(folder)
+    rows = [codes[: 8 + 5 * i] for i, codes in enumerate(prompts(SMALL)[0])]
+    read = tokenizer([text_of_codes(row.tolist(), 120) for row in rows], padding=True, return_tensors="pt")
+    answer = opened.generate(**read, do_sample=False)[:, read["input_ids"].shape[1] :]
+    assert torch.equal(answer, generate(model, rows, num_tokens=4, temperature=0.0).tokens[:, 0])
+
+
 @pytest.mark.parametrize(
     ("num_codes", "vocab_size"), [(20, 120), (1024, 1124), (8192, 8292), (8192, 8192), (8192, 8195), (40_000, 40_100)]
 )

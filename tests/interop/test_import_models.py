@@ -73,7 +73,7 @@ def random_state(config, biases):
 
 
 def logits_by_hand(state, config, tokens):
-    """One sentence through the decoder, in float64: rotations as products of complex numbers, one head after another."""
+    """One sentence through the decoder, in float64: rotations are products of complex numbers, heads go one by one."""
     w = {name: tensor.double() for name, tensor in state.items()}
     heads, t = config["num_attention_heads"], len(tokens)
     size = config["hidden_size"] // heads
@@ -87,21 +87,23 @@ def logits_by_hand(state, config, tokens):
         y = torch.complex(x[:, : size // 2], x[:, size // 2 :]) * turn
         return torch.cat([y.real, y.imag], dim=-1)
 
+    def linear(y, name):
+        return y @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
+
     x = w["model.embed_tokens.weight"][tokens]
     for layer in range(config["num_hidden_layers"]):
         here = f"model.layers.{layer}."
-        linear = lambda y, name: y @ w[f"{here}{name}.weight"].T + w.get(f"{here}{name}.bias", 0)
         y = norm(x, f"{here}input_layernorm.weight")
-        q, k, v = (linear(y, f"self_attn.{name}_proj").split(size, dim=-1) for name in "qkv")
+        q, k, v = (linear(y, f"{here}self_attn.{name}_proj").split(size, dim=-1) for name in "qkv")
         answers = []
         for head in range(heads):
             scores = rotated(q[head]) @ rotated(k[head]).T / size**0.5
             scores = scores.masked_fill(torch.ones(t, t).triu(1).bool(), float("-inf"))
             answers.append(scores.softmax(-1) @ v[head])
-        x = x + linear(torch.cat(answers, dim=-1), "self_attn.o_proj")
+        x = x + linear(torch.cat(answers, dim=-1), f"{here}self_attn.o_proj")
         y = norm(x, f"{here}post_attention_layernorm.weight")
-        gate = linear(y, "mlp.gate_proj")
-        x = x + linear(gate * gate.sigmoid() * linear(y, "mlp.up_proj"), "mlp.down_proj")
+        gate = linear(y, f"{here}mlp.gate_proj")
+        x = x + linear(gate * gate.sigmoid() * linear(y, f"{here}mlp.up_proj"), f"{here}mlp.down_proj")
     return norm(x, "model.norm.weight") @ w["lm_head.weight"].T
 
 
