@@ -1,0 +1,115 @@
+"""What a moving window costs: python -m benchmarks.long_context model=FOLDER [frames=64 shown=8 json=FILE]
+
+Clips of the embedded world continued far beyond the context, the window fed anew at each move (`tuples`) and on the old
+keys (`reuse`). For each: seconds a picture, the largest resident size after 16 pictures and after all, and how far its
+draws are from a window fed anew: the mean over codes of log p(drawn | old keys) - log p(drawn | fed anew), which in
+expectation is the Kullback-Leibler divergence of the two, in nats a code, with an interval over clips.
+"""
+
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from lvm.commands._options import options_from
+from lvm.evaluation.bootstrap import bootstrap_mean
+from lvm.evaluation.prompts import world_clips
+from lvm.inference import Prompter
+from lvm.inference.rollout import Continuation, Prompt, Window, move_window
+from lvm.inference.sampling import Sampling
+from lvm.runtime import UserError, exit_with_one_line, write_json
+from lvm.runtime.machine import git_commit, machine_description
+from lvm.sources.world import WorldConfig, WorldSource
+
+
+@dataclass(frozen=True)
+class Options:
+    model: str = ""  # a folder in the Hugging Face layout
+    tokenizer: str = "world-48px-f8-1024"
+    clips: int = 8
+    shown: int = 8
+    frames: int = 64  # drawn
+    seed: int = 0
+    json: str = ""
+
+
+def fed_anew(prompter: Prompter, prompt: Prompt, found: Continuation) -> np.ndarray:
+    """Log-probability of each code drawn, [candidates, num_pictures, t], with its window fed anew."""
+    t, window = prompter.tokens_per_picture, prompter.pictures_per_window
+    config = prompter.model.config
+    scores = np.empty(found.tokens.shape, np.float32)
+    for candidate, answer in enumerate(found.tokens):
+        sentence = np.concatenate([prompt.codes, answer])
+        first, held = len(prompt.codes), move_window(len(prompt.codes), window - 1, prompt.tuple_size)
+        while first < len(sentence):
+            now = min(len(sentence) - first, window - (first - held))
+            fed = torch.from_numpy(sentence[held : first + now].reshape(1, -1)).long()
+            bos = fed.new_full((1, 1), config.bos) if config.prompt_bos else fed[:, :0]
+            with torch.inference_mode():
+                nll = prompter.model.nll(torch.cat([bos, fed], dim=1))[0, -now * t :]
+            number = first - len(prompt.codes)
+            scores[candidate, number : number + now] = -nll.view(now, t).numpy()
+            first += now
+            held += move_window(first - held, window - 1, prompt.tuple_size)
+    return scores
+
+
+def measure(prompter: Prompter, prompts: list[Prompt], window: Window, frames: int, seed: int) -> dict[str, Any]:
+    def drawn(number: int) -> list[Continuation]:
+        asked = [replace(prompt, num_pictures=number) for prompt in prompts]
+        found = dict(prompter.continuations(asked, 1, Sampling(), seed, window=window))
+        return [found[n] for n in range(len(asked))]
+
+    resident = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    drawn(16)
+    after_few = resident()
+    began = time.perf_counter()
+    found = drawn(frames)
+    seconds = time.perf_counter() - began
+    excess = [(one.log_probs - fed_anew(prompter, prompt, one)) for prompt, one in zip(prompts, found)]
+    beyond = prompter.pictures_per_window - len(prompts[0].codes)  # before that no window has moved
+    divergence = np.array([clip[:, beyond:].mean() for clip in excess])
+    return {
+        "seconds_a_picture": seconds / (frames * len(prompts)),
+        "resident_after_16": after_few,
+        "resident_after_all": resident(),
+        "divergence_nats_a_code": bootstrap_mean(divergence, 0),
+        "mean_log_prob": float(np.mean([one.log_probs[:, beyond:].mean() for one in found])),
+    }
+
+
+def run(options: Options) -> dict[str, Any]:
+    if not options.model:
+        raise UserError("model is missing; name a folder in the Hugging Face layout, `lvm export RUN OUT` makes one")
+    prompter = Prompter.from_pretrained(options.model, options.tokenizer)
+    world = WorldSource(WorldConfig(split="test", seed=options.seed))
+    clips = world_clips(world, prompter.vq, options.clips, options.seed, options.shown, workers=0)
+    prompts = [] if clips is None else [Prompt(codes.astype(np.int64)) for codes in clips.codes]
+    if not prompts:
+        raise UserError(f"shown is {options.shown}; the world has no clip of so many frames")
+    found: dict[str, Any] = {"pictures_per_window": prompter.pictures_per_window}
+    windows: tuple[Window, ...] = ("tuples", "reuse")
+    for window in windows:
+        row = found[window] = measure(prompter, prompts, window, options.frames, options.seed)
+        apart = row["divergence_nats_a_code"]
+        print(
+            f"{window:<7} {row['seconds_a_picture'] * 1e3:8.1f} ms a picture   "
+            f"{row['resident_after_16'] / 1e6:,.0f} MB after 16, {row['resident_after_all'] / 1e6:,.0f} MB after all   "
+            f"{apart['mean']:.4f} [{apart['low']:.4f}, {apart['high']:.4f}] nats a code from a window fed anew"
+        )
+    return {**found, "options": asdict(options), "machine": machine_description(), "commit": git_commit()}
+
+
+def main() -> None:
+    options = options_from(Options, sys.argv[1:])
+    found = run(options)
+    if options.json:
+        write_json(options.json, found)
+
+
+if __name__ == "__main__":
+    exit_with_one_line(main)
