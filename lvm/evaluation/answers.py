@@ -14,27 +14,20 @@ if TYPE_CHECKING:
 
     from lvm.model import LVM
 
-PROMPTS_AT_ONCE = 100
-
 
 def greedy(
     model: "LVM",
     prompts: "Int[np.ndarray, 'n t']",
     num_tokens: int,
     precision: Precision = "auto",
-    prompts_at_once: int = PROMPTS_AT_ONCE,
 ) -> "Int64[np.ndarray, 'n num_tokens']":
     """The most likely next code, `num_tokens` times, after each prompt of codes; `precision` as in `answer_nll`."""
     from lvm.inference import generate
 
     device = next(model.parameters()).device
-    pieces = []
-    for start in range(0, len(prompts), prompts_at_once):
-        piece = torch.from_numpy(prompts[start : start + prompts_at_once].astype(np.int64)).to(device)
-        with autocast(device, precision):
-            answers = generate(model, piece, num_tokens, temperature=0.0).tokens
-        pieces.append(answers[:, 0].cpu().numpy())
-    return np.concatenate(pieces)
+    with autocast(device, precision):
+        answers = generate(model, torch.from_numpy(prompts.astype(np.int64)), num_tokens, temperature=0.0).tokens
+    return answers[:, 0].cpu().numpy()
 
 
 def answer_task(
