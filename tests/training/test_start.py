@@ -194,7 +194,8 @@ def test_an_export_of_50m_parameters_holds_a_few_of_its_tensors_at_a_time(tmp_pa
     assert 45e6 < config.num_params < 55e6
     writer = CheckpointWriter(tmp_path / "run" / "checkpoints")
     tensors = {f"model.{name}": p.detach() for name, p in LVM(config).named_parameters()}
-    writer.save(1, tensors, {"identity": {"model": asdict(config)}}, {})
+    state = {"identity": {"model": asdict(config)}, "train": asdict(TrainState())}
+    writer.save(1, tensors, state, {})
     writer.wait()
     command = [sys.executable, "-W", "ignore", "-c", MEMORY_OF_EXPORT, trained / "run", tmp_path, tmp_path / "run"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
