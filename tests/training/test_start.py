@@ -20,6 +20,7 @@ from lvm.runtime.checkpoint import CheckpointWriter, list_checkpoints
 from lvm.runtime.distributed import Distributed
 from lvm.runtime.metrics import read_metrics
 from lvm.training import model_of_run
+from lvm.training.resume import TrainState
 from lvm.training.start import find_start, load_start
 
 STILL = {"max_steps": 1, "lr": 1e-9, "warmup_steps": 0, "weight_decay": 0.0, "precision": "fp32", "log_every_steps": 1}
