@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from lvm.commands._options import options_from
 from lvm.evaluation.bootstrap import bootstrap_mean
 from lvm.evaluation.prompts import world_clips
 from lvm.inference import Prompter
-from lvm.inference.rollout import Continuation, Prompt, Window, move_window
+from lvm.inference.choosing import answer_log_probs
+from lvm.inference.rollout import Continuation, Prompt, Window
 from lvm.inference.sampling import Sampling
 from lvm.runtime import UserError, exit_with_one_line, write_json
 from lvm.runtime.machine import git_commit, machine_description
@@ -37,27 +37,6 @@ class Options:
     json: str = ""
 
 
-def fed_anew(prompter: Prompter, prompt: Prompt, found: Continuation) -> np.ndarray:
-    """Log-probability of each code drawn, [candidates, num_pictures, t], with its window fed anew."""
-    t, window = prompter.tokens_per_picture, prompter.pictures_per_window
-    config = prompter.model.config
-    scores = np.empty(found.tokens.shape, np.float32)
-    for candidate, answer in enumerate(found.tokens):
-        sentence = np.concatenate([prompt.codes, answer])
-        first, held = len(prompt.codes), move_window(len(prompt.codes), window - 1, prompt.tuple_size)
-        while first < len(sentence):
-            now = min(len(sentence) - first, window - (first - held))
-            fed = torch.from_numpy(sentence[held : first + now].reshape(1, -1)).long()
-            bos = fed.new_full((1, 1), config.bos) if config.prompt_bos else fed[:, :0]
-            with torch.inference_mode():
-                nll = prompter.model.nll(torch.cat([bos, fed], dim=1))[0, -now * t :]
-            number = first - len(prompt.codes)
-            scores[candidate, number : number + now] = -nll.view(now, t).numpy()
-            first += now
-            held += move_window(first - held, window - 1, prompt.tuple_size)
-    return scores
-
-
 def measure(prompter: Prompter, prompts: list[Prompt], window: Window, frames: int, seed: int) -> dict[str, Any]:
     def drawn(number: int) -> list[Continuation]:
         asked = [replace(prompt, num_pictures=number) for prompt in prompts]
@@ -70,7 +49,7 @@ def measure(prompter: Prompter, prompts: list[Prompt], window: Window, frames: i
     began = time.perf_counter()
     found = drawn(frames)
     seconds = time.perf_counter() - began
-    excess = [(one.log_probs - fed_anew(prompter, prompt, one)) for prompt, one in zip(prompts, found)]
+    excess = [one.log_probs - answer_log_probs(prompter, prompt, one.tokens) for prompt, one in zip(prompts, found)]
     beyond = prompter.pictures_per_window - len(prompts[0].codes)  # before that no window has moved
     divergence = np.array([clip[:, beyond:].mean() for clip in excess])
     return {
