@@ -1,27 +1,51 @@
 """Prompt a model with pictures: lvm generate MODEL --tokenizer T (--sequence .. | --pairs .. --query q.png) --out DIR
 
---sequence a.png b.png ...: what comes next. --pairs in1.png out1.png ... --query q.png: the answer to the query.
-Writes answer-<candidate>.png (answer-<candidate>-<picture>.png for several pictures), grid.png (the prompt, then a row
-for each candidate) and answer.json (tokens, scores = mean log-probability of a code, seed).
+--sequence a.png b.png ... (or a folder): what comes next. --pairs in1.png out1.png ... --query q.png: the answer to the
+query. Writes answer-<candidate>.png (answer-<candidate>-<picture>.png for several pictures), grid.png (the prompt, then
+a row for each candidate) and answer.json (tokens, scores = mean log-probability of a code, seed).
+
+Many prompts: --pairs ... --queries FOLDER, or --prompts FILE (JSON or JSONL, docs/prompting.md). Each gets a folder of
+its own below --out; answers.jsonl sums up and failed.jsonl names what could not be read (exit code 1). The same command
+again does what is missing.
 """
 
 import argparse
+import json
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-import numpy as np
-from PIL import Image
+import torch
 
-from lvm.inference import Answer, Prompter
-from lvm.pictures.decode import load, to_rgb
-from lvm.runtime import UserError, atomic_folder, write_json
+from lvm.inference.answer_files import Folders, files_of, write_folder
+from lvm.inference.answering import Failed, Options, answer_prompts
+from lvm.inference.choosing import RULES
+from lvm.inference.prompt_files import (
+    Asked,
+    analogies,
+    check_codes,
+    check_pairs,
+    check_room,
+    check_tuples,
+    fingerprint,
+    named,
+    read_prompts,
+    sequence,
+)
+from lvm.inference.prompt_job import Outputs, PromptJob, refuse_other_question
+from lvm.inference.prompter import Prompter, check_pair
+from lvm.inference.reference_protocol import DEFAULTS, DTYPE, SETTINGS, OutputFiles, check_targets
+from lvm.inference.sampling import Sampling
+from lvm.model import LVM, LVMConfig, config_from_hugging_face
+from lvm.runtime import UserError, read_json
+from lvm.runtime.model_files import model_fingerprint
+from lvm.runtime.tasks import local_rank, read_shard, shard_of_environment
+from tokenizer import VQGAN
 
-if TYPE_CHECKING:
-    from jaxtyping import UInt8
-
-GAP = 4  # pixels between the cells of the grid
-CELL = 96  # pixels: smaller pictures are enlarged in the grid by a whole factor
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -29,76 +53,114 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message}; `{self.prog} --help` says more")
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What all answers of a call have in common."""
+
+    model: Path
+    config: LVMConfig
+    vq: VQGAN
+    options: Options
+    device: str
+    dtype: str
+    given: dict[str, Any]  # the first keys of each record
+    question: dict[str, Any]  # decides the answers, beside the prompts
+
+    def prompter(self) -> Prompter:
+        model = LVM.from_pretrained(self.model, dtype=DTYPES[self.dtype], device=self.device)
+        model.config = self.config
+        return Prompter(model, self.vq.to(self.device))
+
+    @property
+    def pictures_per_window(self) -> int:
+        return (self.config.max_position - int(self.config.prompt_bos) + 1) // self.vq.tokens_per_picture
+
+
 def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
-    files: list[str] = arguments.sequence or [*arguments.pairs, arguments.query]
-    check_out(arguments.out)
-    check_model(Path(arguments.model))
-    pictures = [to_rgb(load(file)) for file in files]  # before the weights, which take longer
-    prompter = Prompter.from_pretrained(arguments.model, arguments.tokenizer)
-    check_room(prompter, len(files), bool(arguments.pairs))
+    prompts = asked_prompts(arguments)
+    options = make_options(arguments)
+    shard, num_shards = read_shard(arguments.shard) if arguments.shard else shard_of_environment()
+    check_model(arguments.model)
+    setting = make_setting(arguments, options)
+    prompts = checked(prompts, setting)
+    if options.protocol == "reference":
+        say(arguments, f"protocol reference: {shown_settings(setting)}")
+    if arguments.prompts or arguments.queries:
+        return answer_many(arguments, setting, prompts, shard, num_shards)
+    if shard:
+        say(arguments, f"one prompt is answered by shard 0 of {num_shards}; nothing to do here")
+        return 0
+    return answer_one(arguments, setting, prompts[0])
 
-    options: dict[str, Any] = {
-        "num_candidates": arguments.candidates,
-        "temperature": arguments.temperature,
-        "top_k": arguments.top_k,
-        "top_p": arguments.top_p,
-        "seed": arguments.seed,
-    }
-    if arguments.sequence:
-        answer = prompter.sequence(pictures, arguments.num_pictures, **options)
-    else:
-        answer = prompter.analogy(list(zip(pictures[:-1:2], pictures[1:-1:2])), pictures[-1], **options)
 
-    record = {
-        "model": arguments.model,
-        "tokenizer": arguments.tokenizer,
-        "kind": "sequence" if arguments.sequence else "analogy",
-        "prompt": files,
-        "pictures": answer_names(answer),
-        "tokens": answer.tokens.tolist(),
-        "scores": [float(score) for score in answer.scores],
-        "picture_scores": answer.log_probs.mean(2).astype(float).tolist(),
-        **{key: value for key, value in options.items() if key != "num_candidates"},
-    }
-    write(answer, record, arguments.out)
-    for names, score in zip(record["pictures"], record["scores"]):
-        print(f"{score:8.3f}  {'  '.join(str(arguments.out / name) for name in names)}")
-    print(arguments.out / "grid.png")
-    return 0
+# The words of the command.
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser("lvm generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="folder in the Hugging Face layout; `lvm export` makes one of a run")
+    parser.add_argument("--tokenizer", required=True, metavar="NAME_OR_PATH")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the answers; it must not hold anything yet")
+
+    asked = parser.add_argument_group("what is asked")
+    asked.add_argument("--sequence", nargs="+", metavar="PICTURE", help="pictures to continue, or a folder of them")
+    asked.add_argument("--pairs", nargs="+", metavar="PICTURE", help="examples: input, answer, input, answer, ...")
+    asked.add_argument("--query", metavar="PICTURE", help="the input to answer, after --pairs")
+    asked.add_argument(
+        "--queries", nargs="+", metavar="PICTURE", help="many queries after the same --pairs; or a folder"
+    )
+    asked.add_argument("--prompts", type=Path, metavar="FILE", help="many prompts, as JSON or JSONL")
+    asked.add_argument("--base", type=Path, metavar="DIR", help="what paths in --prompts are relative to (its folder)")
+    asked.add_argument("--num-pictures", type=int, default=1, help="how far to continue a sequence (1)")
+    asked.add_argument(
+        "--window", choices=("refuse", "move", "reuse"), default="refuse",
+        help="prompts beyond the context: refused, or the first pictures left out; reuse: as move, and long answers "
+        "keep the old keys, faster and not quite the same (refuse)",
+    )  # fmt: skip
+
+    drawing = parser.add_argument_group("how it is answered")
+    drawing.add_argument("--candidates", type=int, help="answers to draw (4; 1 at temperature 0)")
+    drawing.add_argument("--temperature", type=float, default=1.0, help="0: the most likely code each time (1.0)")
+    drawing.add_argument("--top-k", type=int, help="draw from the k most likely codes only")
+    drawing.add_argument("--top-p", type=float, help="draw from the fewest codes with this probability together")
+    drawing.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    drawing.add_argument("--choose", metavar="RULE", help=f"copy the best answer to answer.png: {', '.join(RULES)}")
+    drawing.add_argument("--device", help="cuda, cuda:1, cpu (a GPU if there is one, of several that of this task)")
+    drawing.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights (float32)")
+    drawing.add_argument(
+        "--protocol", choices=("ours", "reference"), default="ours",
+        help="reference: prompts, sampling and pictures as ytongbai/LVM's batch generation has them (ours)",
+    )  # fmt: skip
+    drawing.add_argument("--mse", action="store_true", help="of --protocol reference: against each line's target")
+
+    written = parser.add_argument_group("what is written")
+    written.add_argument(
+        "--original-size", action="store_true", help="answers in the size of the prompt's last picture"
+    )
+    written.add_argument("--grid", action=argparse.BooleanOptionalAction, default=True, help="write grid.png")
+    written.add_argument(
+        "--include-input", action="store_true", help="of --protocol reference: the prompt before the answers"
+    )
+    written.add_argument("--json", action="store_true", help="print the whole record to stdout, nothing else")
+    written.add_argument("--shard", metavar="I/N", help="do part I of N (as Slurm or torchrun say, else 0/1)")
+    return parser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = OneLineParser("lvm generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder in the Hugging Face layout; `lvm export` makes one of a run")
-    parser.add_argument("--tokenizer", required=True, metavar="NAME_OR_PATH")
-    parser.add_argument("--sequence", nargs="+", metavar="PICTURE", help="pictures to continue")
-    parser.add_argument("--pairs", nargs="+", metavar="PICTURE", help="examples: input, answer, input, answer, ...")
-    parser.add_argument("--query", metavar="PICTURE", help="the input to answer, after --pairs")
-    parser.add_argument("--candidates", type=int, help="answers to draw (4; 1 at temperature 0)")
-    parser.add_argument("--num-pictures", type=int, default=1, help="how far to continue a --sequence (1)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0: the most likely code each time (1.0)")
-    parser.add_argument("--top-k", type=int, help="draw from the k most likely codes only")
-    parser.add_argument("--top-p", type=float, help="draw from the fewest codes with this probability together")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the answers; it must not hold anything yet")
-    arguments = parser.parse_args(argv)
-
-    if bool(arguments.sequence) == bool(arguments.pairs):
-        raise UserError("give either --sequence with the pictures to continue or --pairs and --query")
-    if arguments.pairs and len(arguments.pairs) % 2:
-        raise UserError(
-            f"--pairs has {len(arguments.pairs)} pictures, the last is {arguments.pairs[-1]}; "
-            "each input needs its answer: in1 out1 in2 out2 ..."
-        )
-    if bool(arguments.pairs) != bool(arguments.query):
-        raise UserError(
-            "--query is missing; it is the picture to answer" if arguments.pairs else "--query needs --pairs"
-        )
-    if arguments.pairs and arguments.num_pictures != 1:
-        raise UserError(f"--num-pictures {arguments.num_pictures} continues a --sequence; a query has one answer")
+    arguments = make_parser().parse_args(argv)
+    check_asked(arguments)
+    reference = arguments.protocol == "reference"
+    for name in ("mse", "include_input"):
+        if getattr(arguments, name) and not reference:
+            raise UserError(f"--{name.replace('_', '-')} belongs to --protocol reference; add that")
+    if arguments.mse and not arguments.prompts:
+        raise UserError("--mse needs --prompts with a target for each")
+    if reference:
+        arguments.top_k = DEFAULTS["top_k"] if arguments.top_k is None else arguments.top_k
+        arguments.top_p = DEFAULTS["top_p"] if arguments.top_p is None else arguments.top_p
     if arguments.candidates is None:
-        arguments.candidates = 1 if arguments.temperature == 0 else 4
+        arguments.candidates = 1 if arguments.temperature == 0 else DEFAULTS["num_candidates"] if reference else 4
     if arguments.temperature == 0 and arguments.candidates > 1:
         raise UserError(
             f"--candidates {arguments.candidates} at temperature 0 would all be the same; "
@@ -107,9 +169,52 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def check_out(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out} exists and is not empty; name a new folder")
+def check_asked(arguments: argparse.Namespace) -> None:
+    if sum(map(bool, (arguments.sequence, arguments.pairs, arguments.prompts))) != 1:
+        raise UserError(
+            "give either --sequence with the pictures to continue or --pairs and --query, or --prompts with many"
+        )
+    if arguments.pairs:
+        check_pairs(arguments.pairs)
+    queries = bool(arguments.query) + bool(arguments.queries)
+    if queries == 2:
+        raise UserError("give --query with one picture or --queries with many")
+    if bool(arguments.pairs) != bool(queries):
+        name = "--queries" if arguments.queries else "--query"
+        raise UserError(
+            "--query is missing; it is the picture to answer" if arguments.pairs else f"{name} needs --pairs"
+        )
+    if arguments.num_pictures < 1:
+        raise UserError(f"num_pictures {arguments.num_pictures} must be at least 1")
+    if arguments.pairs and arguments.num_pictures != 1:
+        raise UserError(f"--num-pictures {arguments.num_pictures} continues a --sequence; a query has one answer")
+    if arguments.base and not arguments.prompts:
+        raise UserError("--base is where the pictures of --prompts lie; it needs --prompts")
+
+
+def asked_prompts(arguments: argparse.Namespace) -> list[Asked]:
+    if arguments.prompts:
+        return named(read_prompts(arguments.prompts, arguments.base, arguments.num_pictures))
+    if arguments.sequence:
+        return named([sequence(arguments.sequence, arguments.num_pictures)])
+    return named(analogies(arguments.pairs, arguments.queries or [arguments.query]))
+
+
+def make_options(arguments: argparse.Namespace) -> Options:
+    return Options(
+        num_candidates=arguments.candidates,
+        sampling=Sampling(arguments.temperature, arguments.top_k, arguments.top_p),
+        seed=arguments.seed,
+        window="frames" if arguments.protocol == "reference" else arguments.window,
+        choose=arguments.choose,
+        original_size=arguments.original_size,
+        protocol=arguments.protocol,
+        include_input=arguments.include_input,
+        mse=arguments.mse,
+    )
+
+
+# The model.
 
 
 def check_model(model: Path) -> None:
@@ -119,51 +224,140 @@ def check_model(model: Path) -> None:
         raise UserError(f"{model} is a run or a checkpoint; `lvm export {model} OUT` makes a model folder of it")
 
 
-def check_room(prompter: Prompter, num_pictures: int, in_pairs: bool) -> None:
-    room = prompter.pictures_per_window - 1
-    if num_pictures > room:
-        most = f"{(room - 1) // 2} pairs and the query" if in_pairs else f"{room} pictures"
-        raise UserError(
-            f"a prompt of {num_pictures} pictures and an answer exceed the model's context of {room + 1} pictures "
-            f"({prompter.model.config.max_position} tokens); give at most {most}"
-        )
+def choose_device(name: str | None) -> str:
+    """The GPU of this task, by its number on its node."""
+    if name is None:
+        return f"cuda:{local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name!r} is unknown; use cuda, cuda:1 or cpu") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; use cpu")
+    return name
 
 
-def answer_names(answer: Answer) -> list[list[str]]:
-    """File names by candidate and picture."""
-    candidates, num_pictures = answer.pictures.shape[:2]
-    if num_pictures == 1:
-        return [[f"answer-{c}.png"] for c in range(candidates)]
-    return [[f"answer-{c}-{n}.png" for n in range(num_pictures)] for c in range(candidates)]
+def make_setting(arguments: argparse.Namespace, options: Options) -> Setting:
+    """All but the weights, which take longer. Raises `UserError` where model and tokenizer do not belong together."""
+    device = choose_device(arguments.device)
+    reference = options.protocol == "reference"
+    dtype = arguments.dtype or (DTYPE if reference and device != "cpu" else "float32")
+    file = arguments.model / "config.json"
+    config = config_from_hugging_face(read_json(file), str(file))
+    vq = VQGAN.from_pretrained(arguments.tokenizer)
+    check_pair(config, vq, str(arguments.model), str(arguments.tokenizer))
+    if reference:
+        config = replace(config, prompt_bos=False)
+    common = {"dtype": dtype, **options.record(), "choose": options.choose, "original_size": options.original_size}
+    question = {"model": model_fingerprint(arguments.model), "tokenizer": vq.fingerprint, **common}
+    question |= {"grid": arguments.grid, "include_input": options.include_input, "mse": options.mse}
+    given: dict[str, Any] = {"model": str(arguments.model), "tokenizer": str(arguments.tokenizer), "dtype": dtype}
+    if reference:
+        given["settings"] = {**SETTINGS, **options.record()}
+    return Setting(arguments.model, config, vq, options, device, dtype, given, question)
 
 
-def answer_grid(answer: Answer) -> "UInt8[np.ndarray, 'y x 3']":
-    """The prompt on the first row, and beside it a row of answers for each candidate; white between them."""
-    candidates, num_answers, y, x = answer.pictures.shape[:4]
-    num_prompt = len(answer.prompt)
-    scale = max(1, -(-CELL // min(y, x)))
-    high, wide = y * scale + GAP, x * scale + GAP
-    aside = 2 * GAP  # more room between prompt and answers
-    grid = np.full((candidates * high + GAP, (num_prompt + num_answers) * wide + GAP + aside, 3), 255, np.uint8)
-
-    def place(picture: np.ndarray, row: int, column: int) -> None:
-        top, left = GAP + row * high, GAP + column * wide + (aside if column >= num_prompt else 0)
-        grid[top : top + y * scale, left : left + x * scale] = picture.repeat(scale, 0).repeat(scale, 1)
-
-    for column, picture in enumerate(answer.prompt):
-        place(picture, 0, column)
-    for row, pictures in enumerate(answer.pictures):
-        for column, picture in enumerate(pictures):
-            place(picture, row, num_prompt + column)
-    return grid
+def shown_settings(setting: Setting) -> str:
+    settings = setting.given["settings"] | {"dtype": setting.dtype, "context_pictures": setting.pictures_per_window}
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
 
 
-def write(answer: Answer, record: dict[str, Any], out: Path) -> None:
-    if out.is_dir():
-        out.rmdir()  # empty, as checked; the finished folder takes its place
-    with atomic_folder(out) as folder:
-        for names, pictures in zip(answer_names(answer), answer.pictures):
-            for name, picture in zip(names, pictures):
-                Image.fromarray(picture).save(folder / name)
-        Image.fromarray(answer_grid(answer)).save(folder / "grid.png")
-        write_json(folder / "answer.json", record)
+def checked(prompts: list[Asked], setting: Setting) -> list[Asked]:
+    """Raises `UserError` for codes that are none and prompts that do not fit: before anything is read or written."""
+    vq, options = setting.vq, setting.options
+    prompts = [check_codes(asked, vq.config.num_embeddings, vq.tokens_per_picture) for asked in prompts]
+    for asked in prompts:
+        if options.window != "frames":
+            check_tuples(asked, setting.pictures_per_window)
+        if options.window == "refuse":
+            check_room(asked, setting.pictures_per_window, setting.config.max_position)
+    if options.mse:
+        check_targets(prompts)
+    return prompts
+
+
+# One prompt.
+
+
+def answer_one(arguments: argparse.Namespace, setting: Setting, asked: Asked) -> int:
+    out: Path = arguments.out
+    question = json.loads(json.dumps({**setting.question, "prompt": fingerprint([asked], Path.cwd())}))
+    if (out / "answer.json").is_file() and "question" in (before := read_json(out / "answer.json")):
+        refuse_other_question(out, before["question"], question)
+        return report_one(arguments, before)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out} exists and is not empty; name a new folder")
+    given = {**setting.given, "question": question}
+    prompter = setting.prompter()
+    for result in answer_prompts(prompter, [asked], setting.options, given):
+        if isinstance(result, Failed):
+            raise UserError(f"{result.file}: {result.reason}")
+        write_folder(result, out, arguments.grid)
+        return report_one(arguments, result.record)
+    raise AssertionError("a prompt has no answer")
+
+
+def report_one(arguments: argparse.Namespace, record: dict[str, Any]) -> int:
+    if arguments.json:
+        print(json.dumps(record))
+        return 0
+    for number, (files, score) in enumerate(zip(files_of(record, arguments.out), record["scores"])):
+        mark = f"  chosen by {record['choose']}" if number == record["chosen"] else ""
+        print(f"{score:8.3f}  {'  '.join(files)}{mark}")
+    if record["choose"] and record["chosen"] is None:
+        print(f"none is chosen by {record['choose']}: {record['choices']['left_out'][record['choose']]}")
+    if arguments.grid:
+        print(arguments.out / "grid.png")
+    return 0
+
+
+# Many prompts.
+
+
+def answer_many(
+    arguments: argparse.Namespace, setting: Setting, prompts: list[Asked], shard: int, num_shards: int
+) -> int:
+    base = Path.cwd() if arguments.prompts is None else arguments.base or arguments.prompts.parent
+    question = {**setting.question, "prompts": len(prompts), "prompts_sha256": fingerprint(prompts, base)}
+    job = PromptJob(arguments.out, prompts, make_outputs(arguments, prompts), question, shard, num_shards)
+    if not job.is_done():
+        prompter = setting.prompter()
+        job.run(partial(answer_prompts, prompter, options=setting.options, given=setting.given))
+    return report_many(arguments, job, job.finish())
+
+
+def make_outputs(arguments: argparse.Namespace, prompts: list[Asked]) -> Outputs:
+    from_list = sum(asked.output is not None for asked in prompts)
+    if not from_list:
+        return Folders(arguments.out, arguments.grid)
+    if arguments.protocol != "reference":
+        raise UserError(f"{arguments.prompts} has the reference's input and output; add --protocol reference")
+    if from_list < len(prompts):
+        raise UserError(f"{arguments.prompts} mixes input and output with other prompts; use two files")
+    return OutputFiles(arguments.out, arguments.include_input)
+
+
+def report_many(arguments: argparse.Namespace, job: PromptJob, failed: list[dict[str, Any]] | None) -> int:
+    records = job.records()
+    if arguments.json:
+        print(json.dumps({"answers": records, "failed": job.failed()}))
+    if failed is None:
+        done = sum(job.outputs.is_done(asked) for block in job.mine for asked in block)
+        say(arguments, f"shard {job.shard} of {job.num_shards} has {done} answers; other shards are not done yet")
+        return 1 if job.failed() else 0
+    if arguments.mse and records:
+        say(arguments, f"MSE: {sum(record['mse'] for record in records) / len(records)}")
+    say(arguments, f"{len(records)} answers: {arguments.out / 'answers.jsonl'}")
+    if not failed:
+        return 0
+    first = failed[0]
+    print(
+        f"error: {len(failed)} prompts failed, the first {first['id']} ({first['file']}: {first['reason']}); "
+        f"all are in {arguments.out / 'failed.jsonl'}; the same command tries them again",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def say(arguments: argparse.Namespace, text: str) -> None:
+    print(text, file=sys.stderr if arguments.json else sys.stdout)

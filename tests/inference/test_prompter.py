@@ -1,67 +1,29 @@
-"""Pictures in, pictures out: the Prompter's window, its checks, and `lvm generate`."""
+"""Pictures in, pictures out: the Prompter's window and its checks."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_prompter import SIZE, TOKENS, pictures, small_model, small_vqgan
 
 from lvm import Prompter
-from lvm.commands.generate import main
 from lvm.inference import generate
 from lvm.inference.cache import Cache
 from lvm.inference.rollout import Prompt, move_window
 from lvm.inference.sampling import GREEDY, Sampling
-from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError
-from tokenizer import VQGAN, VQGANConfig
-
-NET = VQGANConfig(
-    hidden_channels=8,
-    channel_mult=(1, 1, 1),
-    num_res_blocks=1,
-    z_channels=8,
-    quantized_embed_dim=8,
-    num_embeddings=32,
-    resolution=16,
-    norm_groups=1,
-)
-SIZE, TOKENS = 16, 16
 
 
 @pytest.fixture(scope="module")
 def vq():
-    torch.manual_seed(0)
-    return VQGAN(NET).eval()
-
-
-def small_model(vq: VQGAN, **change) -> LVM:
-    config = LVMConfig(
-        num_codes=32,
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=2,
-        num_heads=2,
-        max_position=96,  # BOS and six pictures of 16, of which the last code is never fed
-        tokens_per_picture=TOKENS,
-        tokenizer_fingerprint=vq.fingerprint,
-    )
-    model = LVM(replace(config, **change), seed=1)
-    for parameter in model.parameters():
-        parameter.data.mul_(6.0 if parameter.ndim > 1 else 1.0)
-    return model
+    return small_vqgan()
 
 
 @pytest.fixture(scope="module")
 def prompter(vq):
     return Prompter(small_model(vq), vq)
-
-
-def pictures(number: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
-    coarse = np.random.default_rng(seed).integers(0, 256, (number, 4, 4, 3), dtype=np.uint8)
-    return coarse.repeat(size // 4, 1).repeat(size // 4, 2)
 
 
 def test_an_analogy_is_the_continuation_of_its_codes_decoded(prompter):
@@ -229,94 +191,3 @@ def test_pictures_of_any_size_are_squashed_and_other_arrays_refused(prompter):
         prompter.sequence([])
     with pytest.raises(UserError, match="pair 0 has 1 pictures"):
         prompter.analogy([(pictures(1)[0],)], pictures(1)[0])
-
-
-@pytest.fixture(scope="module")
-def folder(vq, tmp_path_factory):
-    """A model, a tokenizer and pictures a0..a6.png on disk."""
-    folder = tmp_path_factory.mktemp("prompting")
-    small_model(vq).save_pretrained(folder / "model")
-    vq.save_pretrained(folder / "tokenizer")
-    for number, picture in enumerate(pictures(7, 32)):
-        Image.fromarray(picture).save(folder / f"a{number}.png")
-    return folder
-
-
-def command(folder, *rest: str) -> int | None:
-    paths = [str(folder / word) if word.endswith(".png") else word for word in rest]
-    return main([str(folder / "model"), "--tokenizer", str(folder / "tokenizer"), *paths])
-
-
-def test_the_command_writes_answers_a_grid_and_the_record(folder, tmp_path, capsys):
-    out = tmp_path / "out"
-    options = ["--pairs", "a0.png", "a1.png", "--query", "a2.png", "--candidates", "2", "--seed", "3", "--top-k", "9"]
-    assert command(folder, *options, "--out", str(out)) == 0
-    names = {file.name for file in out.iterdir()}
-    assert names == {"answer-0.png", "answer-1.png", "grid.png", "answer.json"}
-    record = json.loads((out / "answer.json").read_text())
-    assert np.array(record["tokens"]).shape == (2, 1, TOKENS) and len(record["scores"]) == 2
-    assert record["seed"] == 3 and record["top_k"] == 9 and record["kind"] == "analogy"
-    again = Prompter.from_pretrained(folder / "model", folder / "tokenizer").analogy(
-        [(folder / "a0.png", folder / "a1.png")], folder / "a2.png", num_candidates=2, seed=3, top_k=9
-    )
-    assert np.array_equal(again.tokens, record["tokens"])
-    assert np.array_equal(np.asarray(Image.open(out / "answer-1.png")), again.pictures[1, 0])
-    assert Image.open(out / "grid.png").size == (4 * 100 + 4 + 8, 2 * 100 + 4)
-    assert str(out / "grid.png") in capsys.readouterr().out
-
-
-def test_the_command_continues_a_sequence_beyond_the_context(folder, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()  # an empty folder will do
-    options = ["--sequence", "a0.png", "a1.png", "a2.png", "--num-pictures", "5", "--temperature", "0"]
-    command(folder, *options, "--out", str(out))
-    assert sorted(file.name for file in out.glob("answer-*")) == [f"answer-0-{n}.png" for n in range(5)]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--pairs", "a0.png", "a1.png", "a2.png", "--query", "a3.png"], r"--pairs has 3 pictures.*a2\.png"),
-        (["--pairs", "a0.png", "a1.png"], "--query is missing"),
-        (["--sequence", "a0.png", "--query", "a1.png"], "--query needs --pairs"),
-        ([], "either --sequence"),
-        (["--sequence", "a0.png", "--pairs", "a0.png", "a1.png"], "either --sequence"),
-        (["--sequence", "nowhere.png"], r"nowhere\.png: does not exist"),
-        (["--sequence", "a0.png", "broken.png"], r"broken\.png: "),
-        (["--sequence", *[f"a{n}.png" for n in range(6)]], "6 pictures and an answer exceed .* at most 5 pictures"),
-        (["--pairs", *[f"a{n}.png" for n in range(6)], "--query", "a6.png"], "at most 2 pairs and the query"),
-        (["--pairs", "a0.png", "a1.png", "--query", "a2.png", "--num-pictures", "2"], "--num-pictures 2"),
-        (["--sequence", "a0.png", "--temperature", "0", "--candidates", "2"], "--candidates 2 at temperature 0"),
-        (["--sequence", "a0.png", "--candidates", "0"], "num_candidates 0"),
-        (["--sequence", "a0.png", "--num-pictures", "0"], "num_pictures 0"),
-        (["--sequence", "a0.png", "--top-p", "2"], "top_p 2.0"),
-        (["--sequence", "a0.png", "--seed", "x"], "--seed.*--help"),
-    ],
-)
-def test_bad_input_is_one_line_and_leaves_nothing(folder, tmp_path, options, message):
-    whole = (folder / "a0.png").read_bytes()
-    (folder / "broken.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=message) as caught:
-        command(folder, *options, "--out", str(tmp_path / "deep" / "out"))
-    assert caught.value.user_error and "\n" not in str(caught.value)
-    assert not any(tmp_path.iterdir())
-
-
-def test_folders_that_are_no_model_tokenizer_or_free_place_are_refused(folder, tmp_path):
-    picture, out = str(folder / "a0.png"), str(tmp_path / "out")
-    model, tokenizer = str(folder / "model"), str(folder / "tokenizer")
-    run = tmp_path / "run"
-    (run / "step-00000010").mkdir(parents=True)
-    (tmp_path / "other").mkdir()
-    torch.manual_seed(1)
-    VQGAN(NET).save_pretrained(tmp_path / "other")
-    for arguments, message in (
-        ([model, "--tokenizer", "no-such-tokenizer", "--out", out], "no-such-tokenizer"),
-        ([str(tmp_path / "none"), "--tokenizer", tokenizer, "--out", out], "none is not a folder"),
-        ([str(run), "--tokenizer", tokenizer, "--out", out], "lvm export"),
-        ([model, "--tokenizer", str(tmp_path / "other"), "--out", out], "do not belong together"),
-        ([model, "--tokenizer", tokenizer, "--out", str(run)], "exists and is not empty"),
-    ):
-        with pytest.raises(ValueError, match=message) as caught:
-            main([*arguments, "--sequence", picture])
-        assert caught.value.user_error and not (tmp_path / "out").exists()

@@ -1,0 +1,138 @@
+"""What is written of an answer: a picture of each candidate, a grid of all, the record; complete or absent.
+
+OUT/answer-0.png answer-1.png ...   each candidate (answer-<candidate>-<picture>.png where several pictures follow)
+    answer.png                      a copy of the chosen one, where a rule chooses (answer-chosen-<picture>.png)
+    grid.png                        the prompt, and beside it a row for each candidate
+    answer.json                     tokens, scores, seed, options
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from lvm.inference.prompt_files import Asked
+from lvm.runtime.files import atomic_folder, read_json, write_json
+
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+
+GAP = 4  # pixels between the cells of the grid
+CELL = 96  # pixels: smaller pictures are enlarged in the grid by a whole factor
+LARGEST_CELL = 384  # pixels: pictures of an original size larger than that are shrunk in the grid
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt's pictures and its answers', ready to be written."""
+
+    asked: Asked
+    shown: "UInt8[np.ndarray, 'n y x 3']"  # the prompt as the tokenizer was given it
+    pictures: "UInt8[np.ndarray, 'candidates num_pictures y x 3']"
+    record: dict[str, Any]  # "chosen" is the number of the chosen candidate, or None
+    size: tuple[int, int] | None = None  # width and height that pictures are given back; None: the tokenizer's
+
+
+def answer_names(num_candidates: int, num_pictures: int) -> list[list[str]]:
+    """File names by candidate and picture."""
+    if num_pictures == 1:
+        return [[f"answer-{c}.png"] for c in range(num_candidates)]
+    return [[f"answer-{c}-{n}.png" for n in range(num_pictures)] for c in range(num_candidates)]
+
+
+def chosen_names(num_pictures: int) -> list[str]:
+    return ["answer.png"] if num_pictures == 1 else [f"answer-chosen-{n}.png" for n in range(num_pictures)]
+
+
+def resized(picture: "UInt8[np.ndarray, 'y x 3']", size: tuple[int, int] | None) -> "UInt8[np.ndarray, 'y x 3']":
+    """Stretched to width and height: undoes the squashing of the prompt, in size and aspect."""
+    if size is None or size == (picture.shape[1], picture.shape[0]):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+
+
+def grid_cell(size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of a picture in the grid."""
+    longer = max(size)
+    if longer > LARGEST_CELL:
+        return max(1, size[0] * LARGEST_CELL // longer), max(1, size[1] * LARGEST_CELL // longer)
+    scale = max(1, -(-CELL // min(size))) if longer < CELL else 1
+    return size[0] * scale, size[1] * scale
+
+
+def answer_grid(
+    shown: "UInt8[np.ndarray, 'n y x 3']",
+    pictures: "UInt8[np.ndarray, 'candidates num_pictures y x 3']",
+    size: tuple[int, int] | None = None,
+) -> "UInt8[np.ndarray, 'y x 3']":
+    """The prompt on the first row, and beside it a row of answers for each candidate; white between them."""
+    num_candidates, num_answers, y, x = pictures.shape[:4]
+    num_shown = len(shown)
+    cell = grid_cell(size or (x, y))
+    wide, high = cell[0] + GAP, cell[1] + GAP
+    aside = 2 * GAP  # more room between prompt and answers
+    grid = np.full((num_candidates * high + GAP, (num_shown + num_answers) * wide + GAP + aside, 3), 255, np.uint8)
+
+    def place(picture: np.ndarray, row: int, column: int) -> None:
+        top, left = GAP + row * high, GAP + column * wide + (aside if column >= num_shown else 0)
+        grid[top : top + cell[1], left : left + cell[0]] = enlarged(picture, cell)
+
+    for column, picture in enumerate(shown):
+        place(picture, 0, column)
+    for row, answers in enumerate(pictures):
+        for column, picture in enumerate(answers):
+            place(picture, row, num_shown + column)
+    return grid
+
+
+def enlarged(picture: "UInt8[np.ndarray, 'y x 3']", cell: tuple[int, int]) -> "UInt8[np.ndarray, 'y x 3']":
+    """By a whole factor pixels are repeated, so that codes stay visible as they are."""
+    (x, rest_x), (y, rest_y) = divmod(cell[0], picture.shape[1]), divmod(cell[1], picture.shape[0])
+    return resized(picture, cell) if rest_x or rest_y or x != y else picture.repeat(y, 0).repeat(x, 1)
+
+
+def write_folder(answered: Answered, folder: Path, grid: bool) -> None:
+    """All files of one answer. An empty folder in its place is taken over."""
+    pictures, record = answered.pictures, answered.record
+    names = answer_names(*pictures.shape[:2])
+    if folder.is_dir():
+        folder.rmdir()
+    with atomic_folder(folder) as aside:
+        for row, answers in zip(names, pictures):
+            for name, picture in zip(row, answers):
+                Image.fromarray(resized(picture, answered.size)).save(aside / name)
+        if record["chosen"] is not None:
+            for name, copy in zip(names[record["chosen"]], chosen_names(pictures.shape[1])):
+                shutil.copyfile(aside / name, aside / copy)
+        if grid:
+            Image.fromarray(answer_grid(answered.shown, pictures, answered.size)).save(aside / "grid.png")
+        write_json(aside / "answer.json", record)
+
+
+def files_of(record: dict[str, Any], folder: Path) -> list[list[str]]:
+    """The paths of an answer's pictures by candidate."""
+    return [[str(folder / name) for name in row] for row in record["pictures"]]
+
+
+# Where the answers to many prompts lie.
+
+
+class Folders:
+    """A folder for each prompt, named by its id."""
+
+    def __init__(self, out: Path, grid: bool) -> None:
+        self.out, self.grid = out, grid
+
+    def is_done(self, asked: Asked) -> bool:
+        return (self.out / asked.id / "answer.json").is_file()
+
+    def write(self, answered: Answered) -> None:
+        write_folder(answered, self.out / answered.asked.id, self.grid)
+
+    def record(self, asked: Asked) -> dict[str, Any]:
+        """As answer.json says, its pictures' paths from `out`."""
+        record: dict[str, Any] = read_json(self.out / asked.id / "answer.json")
+        return record | {"pictures": [[f"{asked.id}/{name}" for name in row] for row in record["pictures"]]}

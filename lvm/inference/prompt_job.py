@@ -1,0 +1,227 @@
+"""Many prompts answered into one folder: restartable, in one process or in N, the same bytes either way.
+
+    OUT/ID/...              answers of a prompt, complete or absent (answer_files.py)
+        answers.jsonl       a line for each prompt in the order asked: id, tokens, scores, chosen, seed, files
+        failed.jsonl        id, file, reason of those that could not be answered; absent if there are none
+        generate.json       what was asked: another model, other options or prompts are refused for this folder
+        .shard-I-of-N.json  the lease of a process; .failed/ID.json what failed so far
+
+The unit of work is a block of prompts, those that share their pictures together. A block is always computed as a whole,
+also where some of its answers are there already, so that no answer depends on when a job was killed. Shard I of N takes
+every N-th block. Whichever process finds all prompts done writes answers.jsonl.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from lvm.inference.answer_files import Answered
+from lvm.inference.answering import Failed
+from lvm.inference.prompt_files import Asked
+from lvm.runtime.configs import differences, shown
+from lvm.runtime.errors import UserError
+from lvm.runtime.files import atomic_write, read_json, write_json
+from lvm.runtime.lease import RunLease, owner_is_alive
+from lvm.runtime.progress import Progress
+
+SMALLEST_BLOCK, LARGEST_BLOCK = 16, 128  # prompts; the larger hold some hundred MB of pictures
+BLOCKS = 16  # of a short list, so that several processes find work
+VERSION = 1
+
+Answering = Callable[[Sequence[Asked]], Generator[Answered | Failed, None, None]]
+
+
+class Outputs(Protocol):
+    """Where answers are written: `Folders` or the reference's `OutputFiles`."""
+
+    def is_done(self, asked: Asked) -> bool: ...
+    def write(self, answered: Answered) -> None: ...
+    def record(self, asked: Asked) -> dict[str, Any]: ...
+
+
+# Work.
+
+
+def blocks(prompts: Sequence[Asked]) -> list[list[Asked]]:
+    """The prompts in groups that share all but their last picture, cut where a block is full; no thought of shards."""
+    size = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, -(-len(prompts) // BLOCKS)))
+    groups: dict[Any, list[Asked]] = {}
+    for asked in prompts:
+        groups.setdefault(asked.prefix, []).append(asked)
+    found: list[list[Asked]] = [[]]
+    for group in groups.values():
+        if len(found[-1]) + len(group) > size and found[-1]:
+            found.append([])
+        for asked in group:
+            if len(found[-1]) == size:
+                found.append([])
+            found[-1].append(asked)
+    return found
+
+
+class PromptJob:
+    """Shard `shard` of `num_shards` of a list of prompts with ids.
+
+    Raises `UserError` where `out` was asked something else, or a live process works at this shard, or at another
+    number of shards.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        prompts: Sequence[Asked],
+        outputs: Outputs,
+        question: dict[str, Any],
+        shard: int = 0,
+        num_shards: int = 1,
+    ) -> None:
+        self.out, self.prompts, self.outputs = out, list(prompts), outputs
+        self.shard, self.num_shards = shard, num_shards
+        self.question = json.loads(json.dumps({"version": VERSION, **question}))
+        check_folder(out, self.question)
+        self.mine = [block for number, block in enumerate(blocks(prompts)) if number % num_shards == shard]
+
+    def is_done(self) -> bool:
+        """Whether nothing of this shard is left to do; what failed is tried again."""
+        return all(self.outputs.is_done(asked) for block in self.mine for asked in block)
+
+    def run(self, answer: Answering) -> None:
+        """Answer what is missing."""
+        freeze_question(self.out, self.question)
+        refuse_other_numbers(self.out, self.num_shards)
+        with RunLease(self.out, f".shard-{self.shard}-of-{self.num_shards}.json", over_hosts=True) as lease:
+            total = sum(map(len, self.mine))
+            missing = [asked for block in self.mine for asked in block if not self.outputs.is_done(asked)]
+            sweep_killed(self.out, missing)
+            with Progress(total, "prompts", done=total - len(missing)) as progress:
+                for block in self.mine:
+                    self._do_block(block, answer, lease, progress)
+
+    def _do_block(self, block: list[Asked], answer: Answering, lease: RunLease, progress: Progress) -> None:
+        missing = {asked.id for asked in block if not self.outputs.is_done(asked)}
+        if not missing:
+            return
+        with contextlib.closing(answer(block)) as results:
+            for result in results:
+                if result.asked.id not in missing:
+                    continue
+                lease.check()
+                self._keep(result)
+                missing.remove(result.asked.id)
+                progress.update()
+                if not missing:  # what failed comes first: where nothing else is missing nothing is generated
+                    return
+
+    def _keep(self, result: Answered | Failed) -> None:
+        mark = self._mark(result.asked)
+        if isinstance(result, Failed):
+            write_json(mark, result.record())
+        else:
+            self.outputs.write(result)
+            mark.unlink(missing_ok=True)
+
+    def _mark(self, asked: Asked) -> Path:
+        return self.out / ".failed" / f"{asked.id}.json"
+
+    # What is derived of all shards' answers.
+
+    def finish(self) -> list[dict[str, Any]] | None:
+        """Write failed.jsonl, and answers.jsonl if every prompt is answered or failed; what failed, None if some are
+        still to do."""
+        failed = self._write_failed()
+        names = {row["id"] for row in failed}
+        answered = [asked for asked in self.prompts if asked.id not in names]
+        if not all(map(self.outputs.is_done, answered)):
+            return None
+        atomic_write(self.out / "answers.jsonl", "".join(summary(self.outputs.record(asked)) for asked in answered))
+        return failed
+
+    def _write_failed(self) -> list[dict[str, Any]]:
+        """Once again where other shards ended meanwhile: whoever writes last has seen the last one's."""
+        file = self.out / "failed.jsonl"
+        while True:
+            failed = self.failed()
+            text = "".join(json.dumps(row) + "\n" for row in failed)
+            if text:
+                atomic_write(file, text)
+            else:
+                file.unlink(missing_ok=True)
+            if failed == self.failed():
+                return failed
+
+    def failed(self) -> list[dict[str, Any]]:
+        present = {file.stem for file in (self.out / ".failed").glob("*.json")}
+        marks = [self._mark(asked) for asked in self.prompts if asked.id in present]
+        return [read_json(mark) for mark in marks if mark.is_file()]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Of all prompts that are answered, in the order asked."""
+        return [self.outputs.record(asked) for asked in self.prompts if self.outputs.is_done(asked)]
+
+
+def summary(record: dict[str, Any]) -> str:
+    """The line of answers.jsonl."""
+    keys = ("id", "tokens", "scores", "choices", "chosen", "seed", "mse")
+    line = {key: record[key] for key in keys if key in record} | {"files": record["pictures"]}
+    return json.dumps(line) + "\n"
+
+
+# The folder's state.
+
+
+def check_folder(out: Path, question: dict[str, Any]) -> None:
+    """Raise `UserError` where `out` holds something else, or the answers to another question."""
+    file = out / "generate.json"
+    if file.is_file():
+        refuse_other_question(out, read_json(file), question)
+    elif out.exists() and (not out.is_dir() or any(not name.startswith(".") for name in os.listdir(out))):
+        raise UserError(f"--out {out} exists and is not empty; name a new folder")
+
+
+def freeze_question(out: Path, question: dict[str, Any]) -> None:
+    """Write what is asked, unless another process was first: then it is judged by that."""
+    out.mkdir(parents=True, exist_ok=True)
+    link_new(out / "generate.json", json.dumps(question, indent=1, sort_keys=True) + "\n")
+    refuse_other_question(out, read_json(out / "generate.json"), question)
+
+
+def link_new(file: Path, text: str) -> None:
+    """Write a file that several may start to write: the first one counts."""
+    aside = file.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{file.name}")
+    try:
+        aside.write_text(text)
+        os.link(aside, file)
+    except FileExistsError:
+        pass
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def refuse_other_question(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    if lines := differences(before, now):
+        raise UserError(f"--out {out} holds the answers to another question: {shown(lines)}; name a new folder")
+
+
+def refuse_other_numbers(out: Path, num_shards: int) -> None:
+    """Raise `UserError` where a live process of this host works on the folder in another number of shards."""
+    for file in out.glob(".shard-*-of-*.json"):
+        if not file.name.endswith(f"-of-{num_shards}.json") and owner_is_alive(owner := read_json(file)):
+            raise UserError(
+                f"{out} is being worked on by pid {owner.get('pid')} as {file.name[1:-5]}; "
+                "wait for it, or use the same number of shards"
+            )
+
+
+def sweep_killed(out: Path, prompts: Sequence[Asked]) -> None:
+    """Remove what killed writers of these prompts left; whoever holds the lease is their only writer."""
+    names = {asked.id for asked in prompts} | {Path(asked.output).name for asked in prompts if asked.output}
+    folders = {out} | {(out / asked.output).parent for asked in prompts if asked.output}
+    for folder in folders:
+        for left in folder.glob(".tmp-????????-*"):
+            if left.name[len(".tmp-12345678-") :].removesuffix(".json") in names:
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
