@@ -8,8 +8,8 @@ Limit: for each code after the first the weights, and the keys and values of pro
 of a copy; the FLOPs of what is fed at the speed of a matrix product. A net that fits the processor's cache is not bound
 by the first.
 
-    lvm bench generate model=100m rounds=1                                             # 4 candidates, 15 pictures
-    lvm bench generate model=100m pictures=11 shared=10 prompts=8 candidates=1 rounds=1     # 8 queries, same 5 pairs
+    lvm bench generate model=100m rounds=1 warm_up=false                               # 4 candidates, 15 pictures
+    lvm bench generate model=100m pictures=11 shared=10 prompts=8 candidates=1 rounds=1 warm_up=false   # 8 queries, 5 pairs
     lvm bench generate model=3b candidates=1 device=cuda
     lvm bench generate model=3b candidates=1 prompts=64 device=cuda
 """
@@ -47,6 +47,7 @@ class Options:
     prompts: int = 1
     tokens: int = 0  # of each answer; 0: a picture
     rounds: int = 7
+    warm_up: bool = True  # a round before, not kept; answers that take minutes need none
     batched: bool = True  # also transformers with all candidates of a prompt together
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: fp32 on the CPU, bf16 on a GPU
     device: str = "auto"
@@ -166,7 +167,7 @@ def run(options: Options) -> dict[str, Any]:
             contestants["batched"] = lambda: seconds_of(
                 lambda: theirs(net, prompts, config, num_tokens, options.candidates, False, options.candidates), device
             )
-    seconds = take_turns(contestants, options.rounds)
+    seconds = take_turns(contestants, options.rounds, options.warm_up)
     return report(options, config, str(device), bf16, num_tokens, picture, seconds, equal)
 
 

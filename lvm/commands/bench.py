@@ -69,8 +69,10 @@ def seconds_of(function: Callable[[], Any], device: torch.device | str = "cpu") 
     return time.perf_counter() - start
 
 
-def take_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round; every other round in reverse order. A warm-up round is not kept.
+def take_turns(
+    contestants: Mapping[str, Callable[[], float]], rounds: int, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of each contestant in each round; every other round in reverse order. A first round is not kept.
 
     In turns, so that what else the machine does meets all of them alike.
     """
@@ -78,7 +80,7 @@ def take_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> d
         raise UserError(f"rounds is {rounds}; use 1 or more")
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     order = list(contestants)
-    for number in range(rounds + 1):
+    for number in range(0 if warm_up else 1, rounds + 1):
         for name in order if number % 2 else reversed(order):
             measured = contestants[name]()
             if number:
