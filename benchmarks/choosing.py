@@ -3,8 +3,8 @@
 For each task of the world, and for next frames, `candidates` answers to each query are judged against the truth. Beside
 the best by each rule of `lvm.inference.choosing`: a random choice (the mean of the candidates), the best possible, and
 greedy decoding. `gain` is the difference to a random choice with its 95% interval, bootstrapped over queries; the share
-is that of the gain that is possible, each task's queries weighing the same. `equal_codes` is
-agreement measured by codes, not by pixels: what `agreement` was chosen over.
+is that of the gain that is possible, all tasks weighing the same. `equal_codes` is agreement measured by codes, not by
+pixels: what `agreement` was chosen over.
 """
 
 import sys
