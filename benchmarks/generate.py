@@ -8,8 +8,9 @@ Limit: for each code after the first the weights, and the keys and values of pro
 of a copy; the FLOPs of what is fed at the speed of a matrix product. A net that fits the processor's cache is not bound
 by the first.
 
-    lvm bench generate model=100m rounds=1 warm_up=false                               # 4 candidates, 15 pictures
-    lvm bench generate model=100m pictures=11 shared=10 prompts=8 candidates=1 rounds=1 warm_up=false   # 8 queries, 5 pairs
+    lvm bench generate model=100m rounds=1 warm_up=false             # 4 candidates after 15 pictures
+    lvm bench generate model=100m pictures=11 shared=10 prompts=8 candidates=1 rounds=1 warm_up=false
+                                                                     # 8 queries after the same 5 pairs
     lvm bench generate model=3b candidates=1 device=cuda
     lvm bench generate model=3b candidates=1 prompts=64 device=cuda
 """
