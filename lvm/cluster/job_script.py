@@ -17,7 +17,7 @@ from lvm.cluster.partitions import binds_tasks, check_request, choose_partition,
 from lvm.cluster.slurm import has_slurm, require_slurm
 from lvm.runtime import UserError
 
-Kind = Literal["train", "tokenize", "evaluate", "sweep"]
+Kind = Literal["train", "tokenize", "evaluate", "generate", "sweep"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -42,7 +42,7 @@ class LauncherConfig:
     python: str | None = None  # None: the one of this command; in a container its `python`
     signal_seconds: int = 120  # before the limit the tasks are told to save
     chain: int = 1  # jobs that follow one another
-    tasks: int = 1  # of the array of kind=tokenize
+    tasks: int = 1  # of the array of kind=tokenize or generate
     members: str | None = None  # of kind=sweep: a file with the overrides of one member a line
     background: bool = False  # of type local
 
@@ -184,7 +184,7 @@ def values_of(
         "srun_options": " ".join(filter(None, [f"--cpus-per-task={cpus}", "--cpu-bind=cores" * binds, srun_options])),
         "python": before_python + python,
         "tasks": str(config.tasks),
-        "last_task": str((config.tasks if kind == "tokenize" else num_members) - 1),
+        "last_task": str((num_members if kind == "sweep" else config.tasks) - 1),
     }
 
 

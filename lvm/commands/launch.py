@@ -3,7 +3,7 @@
 Every KEY=VALUE that is none of the launcher's is an override of the training, as for train.py. The launcher's:
 
     launcher=slurm|local|FILE.yaml    configs/launcher/NAME.yaml (slurm)
-    kind=train|tokenize|evaluate|sweep    which `lvm KIND` runs (train); what is left over are its arguments
+    kind=train|tokenize|evaluate|generate|sweep    which `lvm KIND` runs (train); what is left over are its arguments
     nodes= gpus= time= partition= account= qos= constraint= mem= container= chain= tasks= members= background=
     launcher.KEY=VALUE                these and the others of lvm/cluster/job_script.py (setup, sbatch, template, ...)
     run_dir=DIR                       where script and logs go (as train.py names it; runs/KIND-NAME for other kinds)
@@ -26,7 +26,7 @@ import torch
 
 from lvm.cluster.job_script import KINDS, JobPlan, Kind, LauncherConfig, plan_job, python_words
 from lvm.cluster.launch import AtWork, files_of, read_members, refuse_twice, submit_job, write_files
-from lvm.commands import evaluate, tokenize
+from lvm.commands import evaluate, generate, tokenize
 from lvm.commands._options import read_value
 from lvm.commands.train import run_name
 from lvm.model import LVMConfig
@@ -65,7 +65,7 @@ def read_command(argv: Sequence[str]) -> Command:
     values = load_config(name if name.endswith((".yaml", ".yml")) else f"launcher/{name}")
     values |= {key: launcher_value(key, text) for key, text in own.items()}
     run_dir = None
-    if kind in ("tokenize", "evaluate"):
+    if kind in ("tokenize", "evaluate", "generate"):
         run_dir = given_folder(rest)
         rest = [word for word in rest if not word.startswith("run_dir=")]
     return Command(kind, build(LauncherConfig, values, "launcher"), run_dir, rest, "--dry-run" in argv)
@@ -225,11 +225,24 @@ def launch_evaluation(command: Command, argv: Sequence[str]) -> int:
     return carry_out(command, plan_of(command, run_dir, command.arguments), argv)
 
 
+def launch_generating(command: Command, argv: Sequence[str]) -> int:
+    """An array, each task of which answers its share of the prompts."""
+    words = generate.parse(command.arguments)
+    if words.shard:
+        raise UserError("--shard is the array's; give tasks=N instead")
+    if command.launcher.tasks > 1 and not (words.prompts or words.queries):
+        raise UserError(f"tasks={command.launcher.tasks} for one prompt; give --prompts or --queries, or tasks=1")
+    generate.asked_prompts(words)  # a mistake in a list of prompts is said before anything waits in a queue
+    run_dir = (command.run_dir or Path("runs") / f"generate-{words.out.name}").absolute()
+    return carry_out(command, plan_of(command, run_dir, command.arguments), argv)
+
+
 _LAUNCH = {
     "train": launch_training,
     "sweep": launch_sweep,
     "tokenize": launch_tokenizing,
     "evaluate": launch_evaluation,
+    "generate": launch_generating,
 }
 
 
