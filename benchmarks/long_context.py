@@ -1,12 +1,15 @@
 """What a moving window costs: python -m benchmarks.long_context model=FOLDER [frames=64 shown=8 json=FILE]
 
 Clips of the embedded world continued far beyond the context, the window fed anew at each move (`tuples`) and on the old
-keys (`reuse`). For each: seconds a picture, the largest resident size after 16 pictures and after all, and how far its
-draws are from a window fed anew: the mean over codes of log p(drawn | old keys) - log p(drawn | fed anew), which in
-expectation is the Kullback-Leibler divergence of the two, in nats a code, with an interval over clips.
+keys (`reuse`), each in a process of its own, a clip at a time. For each: seconds a picture, the largest resident size
+after 16 pictures and after all, and how far its draws are from a window fed anew: the mean over codes of
+log p(drawn | old keys) - log p(drawn | fed anew), which in expectation is the Kullback-Leibler divergence of the two,
+in nats a code, with an interval over clips.
 """
 
+import json
 import resource
+import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -37,25 +40,35 @@ class Options:
     json: str = ""
 
 
-def measure(prompter: Prompter, prompts: list[Prompt], window: Window, frames: int, seed: int) -> dict[str, Any]:
-    def drawn(number: int) -> list[Continuation]:
-        asked = [replace(prompt, num_pictures=number) for prompt in prompts]
-        found = dict(prompter.continuations(asked, 1, Sampling(), seed, window=window))
-        return [found[n] for n in range(len(asked))]
+def measure(options: Options, window: Window) -> dict[str, Any]:
+    """In this process: one clip after the other."""
+    prompter = Prompter.from_pretrained(options.model, options.tokenizer)
+    world = WorldSource(WorldConfig(split="test", seed=options.seed))
+    clips = world_clips(world, prompter.vq, options.clips, options.seed, options.shown, workers=0)
+    prompts = [] if clips is None else [Prompt(codes.astype(np.int64)) for codes in clips.codes]
+    if not prompts:
+        raise UserError(f"shown is {options.shown}; the world has no clip of so many frames")
+
+    def drawn(prompt: Prompt, number: int) -> Continuation:
+        asked = [replace(prompt, num_pictures=number)]
+        [(_, found)] = prompter.continuations(asked, 1, Sampling(), options.seed, window=window)
+        return found
 
     resident = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    drawn(16)
+    drawn(prompts[0], 16)
     after_few = resident()
     began = time.perf_counter()
-    found = drawn(frames)
+    found = [drawn(prompt, options.frames) for prompt in prompts]
     seconds = time.perf_counter() - began
+    after_all = resident()
     excess = [one.log_probs - answer_log_probs(prompter, prompt, one.tokens) for prompt, one in zip(prompts, found)]
-    beyond = prompter.pictures_per_window - len(prompts[0].codes)  # before that no window has moved
+    beyond = prompter.pictures_per_window - options.shown  # before that no window has moved
     divergence = np.array([clip[:, beyond:].mean() for clip in excess])
     return {
-        "seconds_a_picture": seconds / (frames * len(prompts)),
+        "pictures_per_window": prompter.pictures_per_window,
+        "seconds_a_picture": seconds / (options.frames * len(prompts)),
         "resident_after_16": after_few,
-        "resident_after_all": resident(),
+        "resident_after_all": after_all,
         "divergence_nats_a_code": bootstrap_mean(divergence, 0),
         "mean_log_prob": float(np.mean([one.log_probs[:, beyond:].mean() for one in found])),
     }
@@ -64,16 +77,15 @@ def measure(prompter: Prompter, prompts: list[Prompt], window: Window, frames: i
 def run(options: Options) -> dict[str, Any]:
     if not options.model:
         raise UserError("model is missing; name a folder in the Hugging Face layout, `lvm export RUN OUT` makes one")
-    prompter = Prompter.from_pretrained(options.model, options.tokenizer)
-    world = WorldSource(WorldConfig(split="test", seed=options.seed))
-    clips = world_clips(world, prompter.vq, options.clips, options.seed, options.shown, workers=0)
-    prompts = [] if clips is None else [Prompt(codes.astype(np.int64)) for codes in clips.codes]
-    if not prompts:
-        raise UserError(f"shown is {options.shown}; the world has no clip of so many frames")
-    found: dict[str, Any] = {"pictures_per_window": prompter.pictures_per_window}
-    windows: tuple[Window, ...] = ("tuples", "reuse")
-    for window in windows:
-        row = found[window] = measure(prompter, prompts, window, options.frames, options.seed)
+    found: dict[str, Any] = {}
+    for window in ("tuples", "reuse"):
+        code = "import sys, json; from benchmarks.long_context import Options, measure; "
+        code += "print(json.dumps(measure(Options(**json.loads(sys.argv[1])), sys.argv[2])))"
+        command = [sys.executable, "-c", code, json.dumps(asdict(options)), window]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        if ended.returncode:
+            raise UserError(ended.stderr.strip().splitlines()[-1] if ended.stderr.strip() else "the measurement failed")
+        row = found[window] = json.loads(ended.stdout.splitlines()[-1])
         apart = row["divergence_nats_a_code"]
         print(
             f"{window:<7} {row['seconds_a_picture'] * 1e3:8.1f} ms a picture   "

@@ -29,25 +29,29 @@ TensorOf = Callable[[str], Tensor]  # by the name that Hugging Face gives it
 def export(
     path: Path,
     out: Path,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
     head_size: int | None = None,
-) -> LVMConfig:
-    """Write the model of a run, checkpoint or model folder to the new folder `out`; its config. Raises `UserError`."""
+) -> tuple[LVMConfig, torch.dtype]:
+    """Write the model of a run, checkpoint or model folder to the new folder `out`; its config and type.
+
+    `dtype` None: float32 of a run, of a model folder the type it is stored in. Raises `UserError`.
+    """
     if out.exists():
         raise UserError(f"{out} exists; remove it or name another folder")
     of_a_run = (path / "checkpoints").is_dir() or not (path / "config.json").is_file()
-    config, tensor_of, training = of_checkpoint(find_checkpoint(path)) if of_a_run else of_model(path)
+    config, tensor_of, training, stored = of_checkpoint(find_checkpoint(path)) if of_a_run else of_model(path)
+    dtype = dtype or stored
     if head_size is None:
         write_hugging_face(out, config, tensor_of, dtype, shard_bytes, training)
-        return config
+        return config, dtype
     padded = pad_config(config, head_size)
     pad = lambda name: pad_tensor(name, tensor_of(name), config, head_size)
     write_hugging_face(out, padded, pad, dtype, shard_bytes, training)
-    return padded
+    return padded, dtype
 
 
-def of_checkpoint(checkpoint: Path) -> tuple[LVMConfig, TensorOf, Training | None]:
+def of_checkpoint(checkpoint: Path) -> tuple[LVMConfig, TensorOf, Training | None, torch.dtype]:
     config = config_of_run(checkpoint)
     parameters = parameters_of(config)
 
@@ -58,23 +62,30 @@ def of_checkpoint(checkpoint: Path) -> tuple[LVMConfig, TensorOf, Training | Non
         return tensor
 
     trained = read_state(checkpoint)["train"]
-    return config, read, Training(trained["step"], trained["tokens"])
+    return config, read, Training(trained["step"], trained["tokens"]), torch.float32
 
 
-def of_model(folder: Path) -> tuple[LVMConfig, TensorOf, Training | None]:
+def of_model(folder: Path) -> tuple[LVMConfig, TensorOf, Training | None, torch.dtype]:
     model = LVM.from_pretrained(folder, dtype=None)
     tensors = {hugging_face_name(name): parameter.detach() for name, parameter in model.named_parameters()}
-    return model.config, lambda name: tensors[name].float(), None
+    stored = model.embed.weight.dtype
+    return (
+        model.config,
+        lambda name: tensors[name].float(),
+        None,
+        stored if stored in DTYPES.values() else torch.float32,
+    )
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN_OR_CHECKPOINT")
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default float32, as trained")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: float32 of a run, of a model folder as it is stored")
     wider = "zeros in each head up to this size, answers equal, for kernels that lack the model's (100 of 3b: use 128)"
     parser.add_argument("--head-size", type=int, help=wider)
     arguments = parser.parse_args(argv)
-    config = export(arguments.run, arguments.out, DTYPES[arguments.dtype], head_size=arguments.head_size)
-    print(f"{arguments.out}: {config.num_params:,} parameters, {arguments.dtype}")
+    asked = DTYPES[arguments.dtype] if arguments.dtype else None
+    config, dtype = export(arguments.run, arguments.out, asked, head_size=arguments.head_size)
+    print(f"{arguments.out}: {config.num_params:,} parameters, {str(dtype).removeprefix('torch.')}")
     return 0

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from lvm.model import LVM, Block
 
+RECOMPILE_LIMIT = 64  # graphs of a function, before torch runs it as it is
 PREFILL_TOKENS = 2**13  # prompts go through the layers in pieces of about so many tokens
 
 
@@ -52,7 +53,9 @@ def after_attention(block: "Block", x: Tensor, y: Tensor) -> Tensor:
 
 @functools.cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One graph for all layers and all numbers of tokens."""
+    """Shared by all layers and numbers of tokens; a few graphs for each kind of model (one token or many, types)."""
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
     return torch.compile(function, dynamic=True)
 
 
@@ -91,7 +94,7 @@ class Cache:
         self.prefix = keys_and_values(slots, self.groups, prefix_tokens)
         self.suffix = keys_and_values(cells, self.groups, suffix_tokens)
         self.answer = keys_and_values(cells, self.groups, candidates, answer_tokens)
-        # What the host knows without asking the device, and the same there.
+        # What the host knows without asking the device, and the same there. Who replays a captured step counts for it.
         self.prefix_lengths, self.suffix_lengths, self.fed = [0] * slots, [0] * cells, [0] * cells
         self._prefix_lengths = torch.zeros(slots, dtype=torch.int64, device=weight.device)
         self._suffix_lengths, self._fed = (self._prefix_lengths.new_zeros(cells) for _ in range(2))
@@ -125,7 +128,7 @@ class Cache:
     def feed_prefix(self, slot: int, tokens: "Int64[Tensor, 't']") -> None:
         """Fill a slot's prefix; the rows behind it are to be fed anew."""
         t = len(tokens)
-        cos, sin = self._angles(torch.arange(t, device=tokens.device))
+        cos, sin = self._angles(torch.arange(t, device=tokens.device)[None])
 
         def attention(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self.prefix[number, 0, slot, :, :t], self.prefix[number, 1, slot, :, :t] = k[0], v[0]
@@ -150,7 +153,7 @@ class Cache:
         counts = torch.tensor(lengths, device=tokens.device)
         prefix, t = self.prefix_lengths[slot], tokens.shape[1]
         rows = max(1, PREFILL_TOKENS // t)
-        cos, sin = self._angles(prefix + torch.arange(t, device=tokens.device))
+        cos, sin = self._angles(prefix + torch.arange(t, device=tokens.device)[None])
         last = []
         for start in range(0, len(tokens), rows):
             piece = slice(start, start + rows)
@@ -190,19 +193,19 @@ class Cache:
         what is gone; keys are turned back by as many positions (a rotation, so only differences of positions matter).
         """
         assert self.rows == self.candidates == 1
-        kept, suffix, fed = self.prefix_lengths[0] - first - gone, self.suffix_lengths[0], self.fed[0]
-        size = kept + suffix + fed
+        prefix, suffix, fed = self.prefix_lengths[0], self.suffix_lengths[0], self.fed[0]
+        size = prefix - first - gone + suffix + fed
         cos, sin = self._angles(torch.tensor([-gone], device=self.prefix.device))
         for number in range(len(self.blocks)):
             k, v = (
                 torch.cat(
                     [
-                        self.prefix[number, i, :, :, first + gone : first + gone + kept],
+                        self.prefix[number, i, :, :, first:prefix],
                         self.suffix[number, i, :, :, :suffix],
                         self.answer[number, i, :, :, 0, :fed],
                     ],
                     dim=2,
-                )
+                )[:, :, gone:]
                 for i in (0, 1)
             )
             self.prefix[number, 0, :, :, first : first + size] = apply_rope(k, cos, sin)
@@ -227,8 +230,12 @@ class Cache:
 
         x = self._layers(self.model.embed(codes), cos, sin, attention)
         self._fed[:n] = (fed + 1).clamp(max=self.answer.shape[5] - 1)  # cells without a prompt go round idle
-        self.fed[:n] = [min(count + 1, self.answer.shape[5] - 1) for count in self.fed[:n]]
+        self.count_step(n)
         return self.logits(x)
+
+    def count_step(self, n: int) -> None:
+        """What `step` does on the host: n cells have been fed one more."""
+        self.fed[:n] = [min(count + 1, self.answer.shape[5] - 1) for count in self.fed[:n]]
 
     def _seen(self, n: int) -> "list[tuple[int, Bool[Tensor, 'b 1 1 s'] | None]]":
         """Of each level how many keys are read, and which of them count where rows differ."""

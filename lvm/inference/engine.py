@@ -1,10 +1,11 @@
 """A list of prompts answered with the cells of a cache kept full.
 
 Prompts that begin alike hang behind one prefix (sharing.py). A cell takes the next prompt as soon as its answer is
-done, whatever the others do. How many codes an answer has is known beforehand, so the host never waits for the device
-but to take finished answers away; on a GPU a step is one captured graph.
+done, whatever the others do. How many codes an answer has is known beforehand, so the host waits for the device only to
+hand prompts over and to take answers away; on a GPU a step is one captured graph.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class Statistics:
     cells_stepped: int = 0  # over steps
     cells_at_work: int = 0  # of these with an unfinished answer
     tokens_fed: int = 0  # of prompts, each shared one once
+    padding_fed: int = 0  # beside them
     cache_bytes: int = 0  # of the largest cache
 
 
@@ -69,23 +71,45 @@ def answer_requests(
     """
     if not requests:
         return
-    weight = model.embed.weight
-    if cache_bytes is None:
-        cache_bytes = torch.cuda.mem_get_info(weight.device)[0] // 2 if weight.is_cuda else CPU_CACHE_BYTES
+    compile = model.embed.weight.is_cuda if compile is None else compile
     statistics = statistics or Statistics()
     for groups in alike(requests, group_by_prefix([request.tokens for request in requests])):
-        batch = make_batch(
-            model, requests, groups, sampling, cache_bytes, weight.is_cuda if compile is None else compile
-        )
+        room = cache_bytes or default_cache_bytes(model)
+        batch = make_batch(model, requests, groups, sampling, room, compile)
         statistics.cache_bytes = max(statistics.cache_bytes, batch.cache.nbytes)
         yield from batch.run(groups, statistics)
+        del batch  # before the next one's cache is made
+
+
+def default_cache_bytes(model: "LVM") -> int:
+    """Half of what is free on the GPU; on a CPU a constant."""
+    weight = model.embed.weight
+    if not weight.is_cuda:
+        return CPU_CACHE_BYTES
+    unused = torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
+    return int(torch.cuda.mem_get_info(weight.device)[0] + unused) // 2
+
+
+def magnitude(number: int) -> int:
+    """Equal for numbers within a factor of two."""
+    return int(number).bit_length()
+
+
+def evened(requests: Sequence[Request], group: Group) -> list[Group]:
+    """The group, or parts of it of like size where what its longest member has beyond the prefix outweighs that."""
+    own = {member: requests[member].size - group.shared for member in group.members}
+    if max(own.values()) <= group.shared:
+        return [group]
+    parts: dict[int, list[int]] = {}
+    for member, size in own.items():
+        parts.setdefault(magnitude(size), []).append(member)
+    return [Group(group.shared if len(part) > 1 else 0, part) for part in parts.values()]
 
 
 def alike(requests: Sequence[Request], groups: Sequence[Group]) -> list[list[Group]]:
     """Groups for one cache each: of a size within a factor of two, those of single prompts as one group."""
     classes: dict[tuple[int, ...], list[Group]] = {}
-    magnitude = lambda number: int(number).bit_length()
-    for group in groups:
+    for group in itertools.chain.from_iterable(evened(requests, group) for group in groups):
         longest = max(requests[member].size - group.shared for member in group.members)
         if group.shared:
             key = (magnitude(group.shared), magnitude(len(group.members)), magnitude(longest))
@@ -177,7 +201,16 @@ class Batch:
         statistics.tokens_fed += group.shared
 
     def _admit(self, slot: int, cells: list[int], numbers: list[int], statistics: Statistics) -> None:
-        """Feed what these requests have beside the slot's prefix, and draw the first code of each answer."""
+        """Feed what these requests have beside the slot's prefix, those of like length together."""
+        parts: dict[int, list[tuple[int, int]]] = {}
+        for cell, number in zip(cells, numbers):
+            own = len(self.requests[number].tokens) - self.cache.prefix_lengths[slot]
+            parts.setdefault(magnitude(own), []).append((cell, number))
+        for part in parts.values():
+            self._admit_alike(slot, [cell for cell, _ in part], [number for _, number in part], statistics)
+
+    def _admit_alike(self, slot: int, cells: list[int], numbers: list[int], statistics: Statistics) -> None:
+        """Feed them, padded to the longest, and draw the first code of each answer."""
         shared, requests = self.cache.prefix_lengths[slot], [self.requests[number] for number in numbers]
         lengths = [len(request.tokens) - shared for request in requests]
         padded = np.zeros((len(cells), max(lengths)), np.int64)
@@ -195,6 +228,7 @@ class Batch:
         for cell, number in zip(cells, numbers):
             self.at[cell], self.num_drawn[cell] = number, 1
         statistics.tokens_fed += sum(lengths)
+        statistics.padding_fed += padded.size - sum(lengths)
 
     def _advance(self, steps: int, at_work: list[int], statistics: Statistics) -> None:
         """So many codes more in every cell up to the last at work."""
@@ -218,6 +252,7 @@ class Batch:
         if n not in self._graphs:
             self._graphs[n] = self._capture(n)
         self._graphs[n].replay()
+        self.cache.count_step(n)
 
     def _draw_next(self, n: int) -> None:
         """Feed the last codes of the first n cells and draw the next. On the device alone: no value is asked for."""
@@ -236,15 +271,16 @@ class Batch:
         kept = [self.tokens, self.log_probs, self.drawn, *self.cache.counters]
         before = [tensor.clone() for tensor in kept]
         on_host = list(self.cache.fed)
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):
-                self._draw_next(n)
-        torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._draw_next(n)
+        with torch.cuda.device(self.tokens.device):  # streams are made on the current one
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(2):
+                    self._draw_next(n)
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                self._draw_next(n)
         for tensor, value in zip(kept, before):
             tensor.copy_(value)
         self.cache.fed[:] = on_host

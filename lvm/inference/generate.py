@@ -80,18 +80,15 @@ def make_requests(
     config: "LVMConfig",
     prompts: "list[Int64[np.ndarray, 't']]",
     keys: "UInt64[np.ndarray, 'b candidates']",
-    num_tokens: "int | Sequence[int]",
-    first_index: "int | Sequence[int]" = 0,
+    num_tokens: int,
+    first_index: int = 0,
 ) -> list[Request]:
     """What the engine is given: BOS before each prompt where the model wants it, lengths checked."""
-    counts = [num_tokens] * len(prompts) if isinstance(num_tokens, int) else list(num_tokens)
-    firsts = [first_index] * len(prompts) if isinstance(first_index, int) else list(first_index)
-    if counts and min(counts) < 1:
-        raise UserError(f"num_tokens {min(counts)} must be at least 1")
+    if num_tokens < 1:
+        raise UserError(f"num_tokens {num_tokens} must be at least 1")
     bos = np.array([config.bos] if config.prompt_bos else [], dtype=np.int64)
     requests = [
-        Request(np.concatenate([bos, codes]), key, count, first)
-        for codes, key, count, first in zip(prompts, keys, counts, firsts)
+        Request(np.concatenate([bos, codes]), key, int(num_tokens), first_index) for codes, key in zip(prompts, keys)
     ]
     longest = max(requests, key=lambda request: request.size, default=None)
     if longest is not None and longest.size > config.max_position:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -34,9 +35,11 @@ def attend_part(
         mask = None if seen is None else _additive(seen, q)
         y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, is_causal=causal, attn_mask=mask)
         return Part(y, lse)
-    if causal and q.dtype in (torch.bfloat16, torch.float16) and q.shape[3] % 8 == 0:
-        found = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, is_causal=True)
-        return Part(found[0], found[1])
+    if seen is None and q.dtype in (torch.bfloat16, torch.float16):
+        size, missing = q.shape[3], -q.shape[3] % 8  # heads of a multiple of 8 are what the kernel takes
+        q, k, v = (F.pad(x, (0, missing)) if missing else x for x in (q, k, v))
+        found = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, is_causal=causal, scale=size**-0.5)
+        return Part(found[0][..., :size], found[1])
     return attend_whole(q, k, v, seen, causal)
 
 
@@ -46,18 +49,27 @@ def attend_whole(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, ca
     rows = max(1, SCORES_AT_ONCE // (b * h * k.shape[2]))
     pieces = []
     for start in range(0, t, rows):
-        scores = (q[:, :, start : start + rows] * size**-0.5) @ k.transpose(-1, -2)
+        scores = products(q[:, :, start : start + rows] * size**-0.5, k)
         if seen is not None:
             scores = scores.masked_fill(~seen, float("-inf"))
         if causal:
             token = torch.arange(start, start + scores.shape[2], device=q.device)
             later = torch.arange(k.shape[2], device=q.device) > token[:, None]
             scores = scores.masked_fill(later, float("-inf"))
-        lse = scores.float().logsumexp(-1)
-        pieces.append(Part((scores.float() - lse[..., None]).exp().to(v.dtype) @ v, lse))
+        lse = scores.logsumexp(-1)
+        pieces.append(Part((scores - lse[..., None]).exp().to(v.dtype) @ v, lse))
     if len(pieces) == 1:
         return pieces[0]
     return Part(torch.cat([piece.y for piece in pieces], 2), torch.cat([piece.lse for piece in pieces], 2))
+
+
+def products(q: "Float[Tensor, 'b h t k']", k: "Float[Tensor, 'b h s k']") -> "Float32[Tensor, 'b h t s']":
+    """q k^T summed and kept in float32: parts are weighed by the exponentials of what is rounded here."""
+    if not q.is_cuda or q.dtype == torch.float32:
+        return q.float() @ k.float().transpose(-1, -2)
+    b, h = q.shape[:2]
+    scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(-1, -2), out_dtype=torch.float32)
+    return scores.unflatten(0, (b, h))
 
 
 def join(parts: Sequence[Part]) -> "Float[Tensor, 'b h t k']":

@@ -89,7 +89,9 @@ class Rollout:
 
     @property
     def exceeds_window(self) -> bool:
-        return self._windows.shape[1] + self._wanted > self._room + 1
+        """Whether the window moves before the answer is complete."""
+        kept = self._windows.shape[1] - move_window(self._windows.shape[1], self._room, self._tuple_size)
+        return kept + self._wanted > self._room + 1
 
     @property
     def finished(self) -> bool:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Float32, Int64, UInt64
 
 
+LEAST_TEMPERATURE = 1e-6  # below it scores leave float32
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How codes are drawn; applied in this order, as transformers does."""
@@ -27,8 +30,9 @@ class Sampling:
     top_p: float | None = None  # only the fewest codes that together have this probability (arXiv 1904.09751)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature {self.temperature} must be 0 (greedy) or a positive number")
+        if not (self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature < float("inf")):
+            least = f"{LEAST_TEMPERATURE:g}"
+            raise UserError(f"temperature {self.temperature} must be 0 (greedy) or a number from {least} on")
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k {self.top_k} must be at least 1; leave it out to keep all codes")
         if self.top_p is not None and not 0 < self.top_p <= 1:

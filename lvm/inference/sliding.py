@@ -11,26 +11,59 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lvm.inference.cache import Cache
+from lvm.inference.cache import Cache, bytes_per_token, cache_dtype
+from lvm.inference.engine import default_cache_bytes
 from lvm.inference.rollout import Continuation, Prompt, move_window
 from lvm.inference.sampling import Sampling, draw, signed
 
 if TYPE_CHECKING:
-    from jaxtyping import UInt64
+    from jaxtyping import Int64, UInt64
 
     from lvm.model import LVM
 
 
 @torch.inference_mode()
 def continue_on_old_keys(
-    model: "LVM", prompt: Prompt, pictures_per_window: int, keys: "UInt64[np.ndarray, 'candidates']", sampling: Sampling
+    model: "LVM",
+    prompt: Prompt,
+    pictures_per_window: int,
+    keys: "UInt64[np.ndarray, 'candidates']",
+    sampling: Sampling,
+    cache_bytes: int | None = None,
 ) -> Continuation:
-    """What follows the prompt; each candidate has a cache of the window's size, whatever the number of pictures."""
+    """What follows the prompt; for each candidate a window and what is drawn of it, whatever the number of pictures.
+
+    Candidates go on together as far as `cache_bytes` allows.
+    """
+    room = pictures_per_window - 1
+    shown = prompt.codes[move_window(len(prompt.codes), room, prompt.tuple_size) :]
+    drawn = min(prompt.num_pictures, max(pictures_per_window - len(shown), prompt.tuple_size))  # at most, at a time
+    t = shown.shape[1]
+    shape = (int(model.config.prompt_bos) + pictures_per_window * t, 1, drawn * t)  # of prefix, suffix and answer
+    each = bytes_per_token(model.config, cache_dtype(model).itemsize) * sum(shape)
+    together = max(1, (cache_bytes or default_cache_bytes(model)) // each)
+    parts = [
+        _continue(model, prompt, shown, pictures_per_window, keys[start : start + together], sampling, shape)
+        for start in range(0, len(keys), together)
+    ]
+    return Continuation(
+        np.concatenate([part.tokens for part in parts]), np.concatenate([part.log_probs for part in parts])
+    )
+
+
+def _continue(
+    model: "LVM",
+    prompt: Prompt,
+    shown: "Int64[np.ndarray, 'n t']",
+    pictures_per_window: int,
+    keys: "UInt64[np.ndarray, 'candidates']",
+    sampling: Sampling,
+    shape: tuple[int, int, int],
+) -> Continuation:
     config, device = model.config, model.embed.weight.device
     room, first = pictures_per_window - 1, int(config.prompt_bos)
-    shown = prompt.codes[move_window(len(prompt.codes), room, prompt.tuple_size) :]
     t, c = shown.shape[1], len(keys)
-    cache = Cache(model, c, 1, 1, first + pictures_per_window * t, 1, pictures_per_window * t)
+    cache = Cache(model, c, 1, 1, *shape)
     noise = signed(keys)[:, None].to(device)
 
     fed = torch.from_numpy(np.concatenate([[config.bos] * first, shown.reshape(-1)]).astype(np.int64)).to(device)
@@ -53,6 +86,8 @@ def continue_on_old_keys(
             log_probs.append(scores)
         last = tokens[-1][:, 0]
         held, done = held + now, done + now
+        if done == prompt.num_pictures:
+            break
         gone = move_window(held, room, prompt.tuple_size)
         cache.slide(first, gone * t)
         held -= gone

@@ -1,5 +1,6 @@
 """The engine: shared beginnings kept once, cells kept full, and never a byte of keys read or stored twice."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -152,6 +153,35 @@ def test_many_groups_side_by_side():
     ]
     assert_as_one_by_one(model, requests)
     assert_as_one_by_one(model, requests, cache_bytes=1)  # a cell at a time
+
+
+def test_one_cache_lives_at_a_time(monkeypatch):
+    """Prompts of three lengths, each with a cache of its own."""
+    alive: weakref.WeakSet[Cache] = weakref.WeakSet()
+    most = []
+    made = Cache.__init__
+
+    def counted(self, *arguments, **options):
+        made(self, *arguments, **options)
+        alive.add(self)
+        most.append(sum(kept.nbytes for kept in alive))
+
+    monkeypatch.setattr(Cache, "__init__", counted)
+    requests = [request(codes(t, t + n), seed=n) for t in (20, 80, 300) for n in range(9)]
+    room = bytes_per_token(TINY, 4) * 700
+    assert_as_one_by_one(random_model(), requests, cache_bytes=room)
+    assert len(most) >= 3 and max(most) <= room
+
+
+def test_a_long_prompt_does_not_pad_the_short_ones_it_shares_a_little_with():
+    model, begin = random_model(), codes(40, 3)
+    requests = [request(begin, codes(340, 1))] + [request(begin, codes(10, n), seed=n) for n in range(2, 20)]
+    statistics = Statistics()
+    assert_as_one_by_one(model, requests, statistics=statistics)
+    assert statistics.padding_fed == 0 and statistics.cache_bytes < 2 * bytes_per_token(TINY, 4) * 400
+    mixed = [request(codes(100, 5), codes(5 + 9 * (n % 9), n), seed=n) for n in range(18)]
+    assert_as_one_by_one(model, mixed, statistics=(statistics := Statistics()))
+    assert statistics.padding_fed < statistics.tokens_fed / 2
 
 
 def test_an_answer_of_one_code_needs_no_step():

@@ -175,6 +175,7 @@ def test_the_last_code_is_never_fed_so_the_context_holds_one_more():
         (torch.tensor([[1.0, 2.0]]), {}, "integer codes"),
         (torch.tensor([[1, 2]]), {"temperature": -1.0}, "temperature -1.0"),
         (torch.tensor([[1, 2]]), {"temperature": float("nan")}, "temperature nan"),
+        (torch.tensor([[1, 2]]), {"temperature": 1e-42}, "temperature 1e-42 must be 0"),
         (torch.tensor([[1, 2]]), {"top_k": 0}, "top_k 0"),
         (torch.tensor([[1, 2]]), {"top_p": 1.5}, "top_p 1.5"),
         (torch.tensor([[1, 2]]), {"num_candidates": 0}, "num_candidates 0"),

@@ -12,7 +12,8 @@ from lvm import Prompter
 from lvm.inference import generate
 from lvm.inference.cache import Cache
 from lvm.inference.rollout import Prompt, move_window
-from lvm.inference.sampling import GREEDY, Sampling
+from lvm.inference.sampling import GREEDY, Sampling, answer_keys
+from lvm.inference.sliding import continue_on_old_keys
 from lvm.runtime import UserError
 
 
@@ -101,6 +102,20 @@ def test_old_keys_serve_on_exactly_where_they_saw_nothing_that_left(vq):
         reused = continuation(shallow, prompt, candidates, sampling, seed=4, window="reuse")
         assert np.array_equal(reused.tokens, anew.tokens) and anew.tokens.shape == (candidates, 9, TOKENS)
         np.testing.assert_allclose(reused.log_probs, anew.log_probs, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("window", "shown", "size", "wanted"),
+    [(6, 1, 1, 9), (2, 1, 1, 3), (4, 3, 2, 6), (6, 1, 2, 8), (6, 1, 1, 6), (4, 9, 2, 5)],
+)
+def test_the_window_may_leave_behind_what_was_just_drawn(vq, window, shown, size, wanted):
+    shallow = Prompter(small_model(vq, num_layers=1, max_position=window * TOKENS), vq)
+    prompt = Prompt(np.random.default_rng(5).integers(0, 32, (shown, TOKENS)), num_pictures=wanted, tuple_size=size)
+    anew = continuation(shallow, prompt, 2, Sampling(), seed=4)
+    assert np.array_equal(continuation(shallow, prompt, 2, Sampling(), seed=4, window="reuse").tokens, anew.tokens)
+    keys = answer_keys([prompt.codes.reshape(-1)], 2, 4)[0]
+    one_by_one = continue_on_old_keys(shallow.model, prompt, window, keys, Sampling(), cache_bytes=1)
+    assert np.array_equal(one_by_one.tokens, anew.tokens)
 
 
 def test_old_keys_of_a_deep_model_remember_what_left(prompter):

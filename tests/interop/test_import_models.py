@@ -167,7 +167,9 @@ def test_delvms_export_is_read_without_running_its_code_and_comes_out_as_a_llama
     with pytest.raises(ModelError, match="prompted, not trained"):
         _ = config.bos
 
-    export(tmp_path, tmp_path / "llama")
+    _, stored = export(tmp_path, tmp_path / "as stored")
+    assert stored == torch.float16
+    export(tmp_path, tmp_path / "llama", torch.float32)
     opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "llama").eval()
     assert type(opened).__name__ == "LlamaForCausalLM"
     with torch.no_grad():

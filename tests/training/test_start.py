@@ -185,7 +185,7 @@ from lvm.commands.export import export
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 export(Path(sys.argv[1]), Path(sys.argv[2]) / "small")
 before = peak()
-config = export(Path(sys.argv[3]), Path(sys.argv[2]) / "large")
+config, _ = export(Path(sys.argv[3]), Path(sys.argv[2]) / "large")
 print((peak() - before) / (4 * config.num_params))
 """
 
