@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import torch
 
 from lvm.inference.answer_files import Folders, files_of, write_folder
-from lvm.inference.answering import Failed, Options, answer_prompts
+from lvm.inference.answering import Failed, Options, answer_prompts, open_picture
 from lvm.inference.choosing import RULES
 from lvm.inference.prompt_files import (
     Asked,
@@ -287,6 +287,8 @@ def answer_one(arguments: argparse.Namespace, setting: Setting, asked: Asked) ->
         return report_one(arguments, before)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out} exists and is not empty; name a new folder")
+    for file in asked.files:
+        open_picture(file, setting.options.protocol)  # before the weights, which take longer
     given = {**setting.given, "question": question}
     prompter = setting.prompter()
     for result in answer_prompts(prompter, [asked], setting.options, given):

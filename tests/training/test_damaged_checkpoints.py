@@ -7,11 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from fake_plan import MODEL, run
+from small_disk import small_disk
 from test_parallel import on_ranks, start
 
 from lvm.runtime import UserError
@@ -87,21 +87,6 @@ def test_once_the_damaged_ones_are_removed_the_run_begins_again(tmp_path):
 
 
 # A full disk.
-
-
-@contextmanager
-def small_disk(folder, size):
-    folder.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small disk")
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder]
-    done = subprocess.run(mount, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"tmpfs cannot be mounted here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def test_a_full_disk_ends_two_ranks_with_one_line_and_leaves_the_checkpoints_before(tmp_path):
