@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 
 # A full disk or a folder one may not write to: the operating system's own line names the file.
-_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class UserError(ValueError):
