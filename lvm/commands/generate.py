@@ -11,6 +11,7 @@ again does what is missing.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +21,11 @@ from typing import Any, NoReturn
 
 import torch
 
-from lvm.inference.answer_files import Folders, files_of, write_folder
+from lvm.inference.answer_files import Folders, files_of, is_complete, read_record, write_folder
 from lvm.inference.answering import Failed, Options, answer_prompts, open_picture
 from lvm.inference.choosing import RULES
 from lvm.inference.prompt_files import (
+    MOST_PICTURES,
     Asked,
     analogies,
     check_codes,
@@ -31,20 +33,24 @@ from lvm.inference.prompt_files import (
     check_room,
     check_tuples,
     fingerprint,
+    is_folder,
     named,
     read_prompts,
     sequence,
+    shortened,
 )
 from lvm.inference.prompt_job import Outputs, PromptJob, refuse_other_question
 from lvm.inference.prompter import Prompter, check_pair
 from lvm.inference.reference_protocol import DEFAULTS, DTYPE, SETTINGS, OutputFiles, check_targets
 from lvm.inference.sampling import Sampling
 from lvm.model import LVM, LVMConfig, config_from_hugging_face
-from lvm.runtime import UserError, read_json
+from lvm.model_folder import read_json as read_model_json
+from lvm.runtime import UserError
 from lvm.runtime.model_files import model_fingerprint
-from lvm.runtime.tasks import local_rank, read_shard, shard_of_environment
+from lvm.runtime.tasks import local_rank, read_shard, shard_of_environment, task_of_array
 from tokenizer import VQGAN
 
+LONGEST_NAME = 230  # bytes; what is written aside has a longer one
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -78,9 +84,10 @@ class Setting:
 
 def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
+    check_out(arguments.out)
     prompts = asked_prompts(arguments)
     options = make_options(arguments)
-    shard, num_shards = read_shard(arguments.shard) if arguments.shard else shard_of_environment()
+    shard, num_shards = chosen_shard(arguments)
     check_model(arguments.model)
     setting = make_setting(arguments, options)
     prompts = checked(prompts, setting)
@@ -92,6 +99,16 @@ def main(argv: Sequence[str]) -> int:
         say(arguments, f"one prompt is answered by shard 0 of {num_shards}; nothing to do here")
         return 0
     return answer_one(arguments, setting, prompts[0])
+
+
+def chosen_shard(arguments: argparse.Namespace) -> tuple[int, int]:
+    """(I, N). Raises `UserError` for one prompt in an array whose tasks may each have their own."""
+    if arguments.shard:
+        return read_shard(arguments.shard)
+    task, tasks = task_of_array()
+    if tasks > 1 and not (arguments.prompts or arguments.queries):
+        raise UserError(f"one prompt in task {task} of {tasks} of an array; if it is this task's own add --shard 0/1")
+    return shard_of_environment()
 
 
 # The words of the command.
@@ -176,6 +193,8 @@ def check_asked(arguments: argparse.Namespace) -> None:
         )
     if arguments.pairs:
         check_pairs(arguments.pairs)
+    if arguments.query and is_folder(arguments.query):
+        raise UserError(f"--query {arguments.query} is a folder; --queries answers all its pictures")
     queries = bool(arguments.query) + bool(arguments.queries)
     if queries == 2:
         raise UserError("give --query with one picture or --queries with many")
@@ -186,6 +205,8 @@ def check_asked(arguments: argparse.Namespace) -> None:
         )
     if arguments.num_pictures < 1:
         raise UserError(f"num_pictures {arguments.num_pictures} must be at least 1")
+    if arguments.num_pictures > MOST_PICTURES:
+        raise UserError(f"--num-pictures {arguments.num_pictures} is too many; at most {MOST_PICTURES} are answered")
     if arguments.pairs and arguments.num_pictures != 1:
         raise UserError(f"--num-pictures {arguments.num_pictures} continues a --sequence; a query has one answer")
     if arguments.base and not arguments.prompts:
@@ -214,6 +235,20 @@ def make_options(arguments: argparse.Namespace) -> Options:
     )
 
 
+def check_out(out: Path) -> None:
+    """Raises `UserError` for a place where no folder can be made: before the weights are read."""
+    try:
+        place = out.resolve()
+        longest = max(len(part.encode()) for part in place.parts)
+        above = next(parent for parent in place.parents if parent.exists())
+        if out.is_dir() and place == Path.cwd():
+            raise UserError(f"--out {out} is the folder you work in; name a new one")
+        if longest > LONGEST_NAME or not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise UserError(f"--out {shortened(str(out))} cannot be made; name a folder where you may write")
+    except OSError:
+        raise UserError(f"--out {shortened(str(out))} cannot be made; name another folder") from None
+
+
 # The model.
 
 
@@ -231,7 +266,9 @@ def choose_device(name: str | None) -> str:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name!r} is unknown; use cuda, cuda:1 or cpu") from None
+        device = None
+    if device is None or device.type not in ("cuda", "cpu") or (device.type == "cpu" and device.index):
+        raise UserError(f"--device {name!r} is unknown; use cuda, cuda:1 or cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; use cpu")
     return name
@@ -243,7 +280,7 @@ def make_setting(arguments: argparse.Namespace, options: Options) -> Setting:
     reference = options.protocol == "reference"
     dtype = arguments.dtype or (DTYPE if reference and device != "cpu" else "float32")
     file = arguments.model / "config.json"
-    config = config_from_hugging_face(read_json(file), str(file))
+    config = config_from_hugging_face(read_model_json(file), str(file))
     vq = VQGAN.from_pretrained(arguments.tokenizer)
     check_pair(config, vq, str(arguments.model), str(arguments.tokenizer))
     if reference:
@@ -282,7 +319,8 @@ def checked(prompts: list[Asked], setting: Setting) -> list[Asked]:
 def answer_one(arguments: argparse.Namespace, setting: Setting, asked: Asked) -> int:
     out: Path = arguments.out
     question = json.loads(json.dumps({**setting.question, "prompt": fingerprint([asked], Path.cwd())}))
-    if (out / "answer.json").is_file() and "question" in (before := read_json(out / "answer.json")):
+    before = read_record(out / "answer.json")
+    if before is not None and "question" in before and is_complete(out):
         refuse_other_question(out, before["question"], question)
         return report_one(arguments, before)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -294,7 +332,7 @@ def answer_one(arguments: argparse.Namespace, setting: Setting, asked: Asked) ->
     for result in answer_prompts(prompter, [asked], setting.options, given):
         if isinstance(result, Failed):
             raise UserError(f"{result.file}: {result.reason}")
-        write_folder(result, out, arguments.grid)
+        write_folder(result, out.resolve(), arguments.grid)
         return report_one(arguments, result.record)
     raise AssertionError("a prompt has no answer")
 

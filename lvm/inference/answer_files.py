@@ -6,6 +6,7 @@ OUT/answer-0.png answer-1.png ...   each candidate (answer-<candidate>-<picture>
     answer.json                     tokens, scores, seed, options
 """
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from lvm.inference.prompt_files import Asked
+from lvm.runtime.errors import UserError
 from lvm.runtime.files import atomic_folder, read_json, write_json
 
 if TYPE_CHECKING:
@@ -95,11 +97,14 @@ def enlarged(picture: "UInt8[np.ndarray, 'y x 3']", cell: tuple[int, int]) -> "U
 
 
 def write_folder(answered: Answered, folder: Path, grid: bool) -> None:
-    """All files of one answer. An empty folder in its place is taken over."""
+    """All files of one answer. An empty folder in its place is taken over. Raises `UserError` for another."""
     pictures, record = answered.pictures, answered.record
     names = answer_names(*pictures.shape[:2])
-    if folder.is_dir():
-        folder.rmdir()
+    try:
+        if folder.is_dir():
+            folder.rmdir()
+    except OSError:
+        raise UserError(f"{folder} was filled while its answer was drawn; name a new folder") from None
     with atomic_folder(folder) as aside:
         for row, answers in zip(names, pictures):
             for name, picture in zip(row, answers):
@@ -117,6 +122,21 @@ def files_of(record: dict[str, Any], folder: Path) -> list[list[str]]:
     return [[str(folder / name) for name in row] for row in record["pictures"]]
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether its record can be read and all pictures that it names are there."""
+    record = read_record(folder / "answer.json")
+    return record is not None and all((folder / name).is_file() for row in record["pictures"] for name in row)
+
+
+def read_record(file: Path) -> dict[str, Any] | None:
+    """None where there is none, or what is there is damaged."""
+    try:
+        record = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("pictures"), list) else None
+
+
 # Where the answers to many prompts lie.
 
 
@@ -127,10 +147,13 @@ class Folders:
         self.out, self.grid = out, grid
 
     def is_done(self, asked: Asked) -> bool:
-        return (self.out / asked.id / "answer.json").is_file()
+        return is_complete(self.out / asked.id)
 
     def write(self, answered: Answered) -> None:
-        write_folder(answered, self.out / answered.asked.id, self.grid)
+        folder = self.out / answered.asked.id
+        if (folder / "answer.json").is_file():  # an answer that lost a file
+            shutil.rmtree(folder)
+        write_folder(answered, folder, self.grid)
 
     def record(self, asked: Asked) -> dict[str, Any]:
         """As answer.json says, its pictures' paths from `out`."""

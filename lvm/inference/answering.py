@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float32, Int64, UInt8
     from PIL import Image
 
+MOST_CANDIDATES = 4096
 READERS = 4  # threads that read pictures
 FREE_RULES = ("log_prob", "agreement")  # cost no pass of the model
 # How the engine moves the window: `refuse` is about prompts; an answer may go beyond the context whatever it says.
@@ -52,6 +53,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.num_candidates < 1:
             raise UserError(f"num_candidates {self.num_candidates} must be at least 1")
+        if self.num_candidates > MOST_CANDIDATES:
+            raise UserError(f"num_candidates {self.num_candidates} is too many; at most {MOST_CANDIDATES} are drawn")
         if self.choose is not None and self.choose not in RULES:
             raise UserError(f"there is no rule {self.choose!r} to choose by; use one of {', '.join(RULES)}")
         if self.choose == "agreement" and self.num_candidates < 3:

@@ -16,10 +16,11 @@ stands for its pictures in natural order (2 before 10):
 import base64
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int64
 
 Kind = Literal["sequence", "analogy", "tuples", "tokens"]
+MOST_PICTURES = 100_000  # that one prompt may ask for
 RESERVED = ("answers.jsonl", "failed.jsonl", "generate.json")  # what else lies beside the answers
 LONGEST_ID = 200  # bytes; file names end at 255
 KEYS: dict[str, set[str]] = {  # by the key that tells the form of a prompt, those that may stand beside it
@@ -77,7 +79,9 @@ class Asked:
 
 
 def relative(file: str, folder: Path) -> str:
-    return file.removeprefix(f"{folder}/")
+    """However the path is spelled; those outside the folder whole."""
+    path, base = os.path.abspath(file), os.path.abspath(folder)
+    return path.removeprefix(f"{base}/") if file else file
 
 
 def fingerprint(prompts: Sequence[Asked], folder: Path) -> str:
@@ -97,15 +101,23 @@ def expand(paths: Sequence[str]) -> list[str]:
     """Each folder as its pictures in natural order. Raises `UserError` for one without."""
     found: list[str] = []
     for path in paths:
-        if not Path(path).is_dir():
+        if not is_folder(path):
             found.append(path)
             continue
         names = [file.name for file in Path(path).iterdir() if file.suffix.lower() in SUFFIXES]
         names = sorted((name for name in names if not name.startswith(".")), key=natural)
         if not names:
-            raise UserError(f"{path} holds no picture; a folder of a prompt holds {', '.join(SUFFIXES)}")
+            raise UserError(f"{path or repr(path)} holds no picture; a folder of a prompt holds {', '.join(SUFFIXES)}")
         found += [str(Path(path) / name) for name in names]
     return found
+
+
+def is_folder(path: str) -> bool:
+    """What cannot be a path is none: reading it says so, and fails its own prompt alone."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 # Prompts of a command's words.
@@ -147,7 +159,7 @@ def read_prompts(path: Path, base: Path | None = None, num_pictures: int = 1) ->
 def objects(path: Path) -> Iterator[tuple[str, Any]]:
     """(where, value) of each prompt."""
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise UserError(f"{path} cannot be read ({reason}); --prompts names a JSON or JSONL file") from None
@@ -162,12 +174,19 @@ def objects(path: Path) -> Iterator[tuple[str, Any]]:
 
 def parse_json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         line = f" line {error.lineno}" if "\n" in text else ""
         raise UserError(f"{where}{line}: not JSON ({error.msg} at column {error.colno}); mend that line") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error}); mend it") from None
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f"{twice!r} stands there twice")
+    return found
 
 
 def parse(where: str, value: Any, base: Path, num_pictures: int) -> Asked:
@@ -181,6 +200,8 @@ def parse(where: str, value: Any, base: Path, num_pictures: int) -> Asked:
     if form != "input" and (unknown := sorted(set(value) - KEYS[form] - {form, "id"})):
         allowed = ", ".join(sorted(KEYS[form] | {"id"}))
         raise UserError(f"{where}: unknown key {unknown[0]!r}; beside {form!r} may stand {allowed}")
+    if form == "input" and (ours := sorted({"id", "num_pictures", "tuple"} & set(value))):
+        raise UserError(f"{where}: {ours[0]!r} has no meaning in the reference's list; leave it out")
     try:
         asked = PARSERS[form](value, base, num_pictures)
     except UserError as error:
@@ -207,6 +228,8 @@ def whole_number(value: dict[str, Any], key: str, default: int) -> int:
     number = value.get(key, default)
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise UserError(f"{key} is {shortened(number)}; it must be a whole number, at least 1")
+    if number > MOST_PICTURES:
+        raise UserError(f"{key} is {number}; at most {MOST_PICTURES} are answered")
     return number
 
 
@@ -237,6 +260,8 @@ def parse_tuples(value: dict[str, Any], base: Path, num_pictures: int) -> Asked:
 
 def parse_tokens(value: dict[str, Any], base: Path, num_pictures: int) -> Asked:
     codes = rows_of(value["tokens"])
+    if "tuple" in value and "num_pictures" not in value:
+        raise UserError("tokens in tuples need num_pictures: how many are to follow")
     size = whole_number(value, "tuple", 1)
     return Asked("", "tokens", (), codes, whole_number(value, "num_pictures", num_pictures), size)
 
@@ -267,8 +292,12 @@ def parse_reference(value: dict[str, Any], base: Path, num_pictures: int) -> Ask
     output = value.get("output")
     if not isinstance(output, str) or Path(output).suffix.lower() not in SUFFIXES:
         raise UserError(f"output is {shortened(output)}; it must be a picture file, as answers/1.png")
-    if Path(output).is_absolute() or ".." in Path(output).parts:
+    parts = PurePosixPath(output).parts
+    if PurePosixPath(output).is_absolute() or ".." in parts:
         raise UserError(f"output {output} leads out of --out; give a path below it")
+    if not output.isprintable() or any(part[0] == "." or len(part.encode()) > LONGEST_ID for part in parts):
+        raise UserError(f"output {shortened(output)} cannot name a file; use short plain names")
+    output = "/".join(parts)
     targets = file_names(value["target"], "target", base) if "target" in value else []
     return Asked("", "sequence", tuple(files), None, num_pictures, output=output, targets=tuple(targets))
 
@@ -297,6 +326,10 @@ def named(prompts: Sequence[Asked]) -> list[Asked]:
             raise UserError(f"{asked.where}: output {asked.output} is that of {outputs[asked.output]} too")
         if asked.output is not None:
             outputs[asked.output] = asked.where
+    for output, where in outputs.items():
+        for above in PurePosixPath(output).parents:
+            if str(above) in outputs:
+                raise UserError(f"{where}: output {output} lies below the file {above} of {outputs[str(above)]}")
     return [replace(asked, id=asked.id or free_name(asked, number, seen)) for number, asked in enumerate(prompts, 1)]
 
 

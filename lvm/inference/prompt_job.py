@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from lvm.inference.answer_files import Answered
 from lvm.inference.answering import Failed
 from lvm.inference.prompt_files import Asked
+from lvm.pictures.decode import PictureError
 from lvm.runtime.configs import differences, shown
 from lvm.runtime.errors import UserError
 from lvm.runtime.files import atomic_write, read_json, write_json
@@ -119,11 +120,13 @@ class PromptJob:
 
     def _keep(self, result: Answered | Failed) -> None:
         mark = self._mark(result.asked)
-        if isinstance(result, Failed):
-            write_json(mark, result.record())
-        else:
-            self.outputs.write(result)
-            mark.unlink(missing_ok=True)
+        if isinstance(result, Answered):
+            try:
+                self.outputs.write(result)
+                return mark.unlink(missing_ok=True)
+            except PictureError as error:
+                result = Failed(result.asked, error.file, error.reason)
+        write_json(mark, result.record())
 
     def _mark(self, asked: Asked) -> Path:
         return self.out / ".failed" / f"{asked.id}.json"

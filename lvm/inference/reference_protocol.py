@@ -24,9 +24,10 @@ import torch
 from einops import rearrange, repeat
 from PIL import Image
 
-from lvm.inference.answer_files import Answered
+from lvm.inference.answer_files import Answered, read_record
 from lvm.inference.prompt_files import Asked
 from lvm.inference.prompter import PICTURES_AT_ONCE, Prompter
+from lvm.pictures.decode import PictureError
 from lvm.runtime.errors import UserError
 from lvm.runtime.files import atomic_path, read_json, write_json
 
@@ -89,12 +90,19 @@ class OutputFiles:
         return self.picture(asked).with_name(self.picture(asked).name + ".json")
 
     def is_done(self, asked: Asked) -> bool:
-        return self._record(asked).is_file()  # written last
+        return read_record(self._record(asked)) is not None and self.picture(asked).is_file()
 
     def write(self, answered: Answered) -> None:
         file = self.picture(answered.asked)
-        with atomic_path(file) as aside:
-            Image.fromarray(combined(answered, self.include_input)).save(aside)
+        picture = Image.fromarray(combined(answered, self.include_input))
+        try:
+            with atomic_path(file) as aside:
+                picture.save(aside)
+        except (ValueError, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # of the disk, not of the format
+                raise
+            size = f"{picture.width} x {picture.height}"
+            raise PictureError(str(file), f"cannot hold {size} pixels ({error})") from None
         names = [[str(answered.asked.output)]] * len(answered.pictures)
         write_json(self._record(answered.asked), answered.record | {"pictures": names})
 

@@ -26,6 +26,7 @@ from lvm.inference import generate
 from lvm.inference.answer_files import answer_grid
 from lvm.inference.prompt_files import natural, read_prompts
 from lvm.inference.prompt_job import blocks
+from lvm.model import LVM
 from lvm.runtime import UserError
 from lvm.runtime.tasks import read_shard, shard_of_environment
 from tokenizer import VQGAN
@@ -104,6 +105,12 @@ def test_the_command_continues_a_sequence_beyond_the_context(folder, tmp_path):
         (["--sequence", "a0.png", "--num-pictures", "0"], "num_pictures 0"),
         (["--sequence", "a0.png", "--top-p", "2"], "top_p 2.0"),
         (["--sequence", "a0.png", "--seed", "x"], "--seed.*--help"),
+        (["--sequence", "a0.png", "--candidates", "1000000"], "num_candidates 1000000 is too many"),
+        (["--sequence", "a0.png", "--num-pictures", "1000000"], "--num-pictures 1000000 is too many"),
+        (["--sequence", "a0.png", "--device", "meta"], "--device 'meta' is unknown"),
+        (["--sequence", "a0.png", "--device", "cpu:3"], "--device 'cpu:3' is unknown"),
+        (["--sequence", "x" * 300], "x: .*too long"),
+        (["--pairs", "a0.png", "a1.png", "--query", str(ROOT / "docs")], "docs is a folder; --queries answers all"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(folder, tmp_path, options, message):
@@ -372,6 +379,9 @@ CODES = [0] * TOKENS
         ),
         (json.dumps({"pictures": ["a0.png"], "tuple": 6}), "tuples of 6 pictures do not fit"),
         ('{"input": ["a0.png"], "output": "b.png"}', "add --protocol reference"),
+        ('{"sequence": ["a0.png"], "sequence": ["a1.png"]}', "line 1: not JSON \\('sequence' stands there twice"),
+        ('{"sequence": ["a0.png"], "num_pictures": 1000000000000}', "num_pictures is 1000000000000; at most"),
+        (json.dumps({"tokens": [CODES], "tuple": 3}), "tokens in tuples need num_pictures"),
     ],
 )
 def test_a_malformed_list_of_prompts_is_one_line(folder, tmp_path, text, message):
@@ -514,3 +524,119 @@ def test_the_protocol_refuses_what_its_list_lacks(folder, reference, tmp_path):
     with pytest.raises(UserError, match=r"line 1: output \.\./x\.png leads out"):
         command(folder, *words[:3], str(folder / "bad.jsonl"), *words[4:])
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (["a.png", "./a.png"], r"line 2: output a\.png is that of .* line 1"),
+        (["a.png", "a.png/b.png"], r"line 2: output a\.png/b\.png lies below the file a\.png"),
+        (["a\0.png"], "cannot name a file"),
+        ([".failed/a.png"], "cannot name a file"),
+        (["y" * 300 + ".png"], "cannot name a file"),
+    ],
+)
+def test_the_references_outputs_must_be_files_of_their_own(folder, tmp_path, outputs, message):
+    rows = [{"input": ["a0.png"], "output": output} for output in outputs]
+    file = write_lines(folder / "outputs.jsonl", rows)
+    with pytest.raises(UserError, match=message):
+        command(folder, "--protocol", "reference", "--prompts", str(file), "--out", str(tmp_path / "out"))
+    file = write_lines(folder / "outputs.jsonl", [{"input": ["a0.png"], "output": "a.png", "tuple": 2}])
+    with pytest.raises(UserError, match="'tuple' has no meaning in the reference's list"):
+        command(folder, "--protocol", "reference", "--prompts", str(file), "--out", str(tmp_path / "out"))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_picture_that_its_format_cannot_hold_fails_its_prompt_alone(folder, tmp_path):
+    Image.new("RGB", (1, 20_000), (9, 9, 9)).save(folder / "tall.png")
+    rows = [{"input": ["tall.png"], "output": "tall.webp"}, {"input": ["a0.png"], "output": "a0.webp"}]
+    file, out = write_lines(folder / "tall.jsonl", rows), tmp_path / "out"
+    words = ["--protocol", "reference", "--prompts", str(file), "--out", str(out), "--original-size"]
+    assert command(folder, *words) == 1
+    [failed] = map(json.loads, (out / "failed.jsonl").read_text().splitlines())
+    assert failed["id"] == "tall" and "cannot hold" in failed["reason"]
+    assert (out / "a0.webp").is_file() and not (out / "tall.webp").exists()
+
+
+def test_answers_that_lost_a_file_are_made_again(folder, tmp_path):
+    rows = [{"sequence": [f"a{n}.png"]} for n in range(3)]
+    file, out = write_lines(folder / "three.jsonl", rows), tmp_path / "out"
+    words = ["--prompts", str(file), "--candidates", "2", "--out", str(out)]
+    assert command(folder, *words) == 0
+    before = written(out)
+    (out / "a1" / "answer-0.png").unlink()
+    shutil.rmtree(out / "a2")
+    assert command(folder, *words) == 0
+    assert written(out) == before
+    (out / "a0" / "answer.json").write_text("[]")
+    assert command(folder, *words) == 0
+    assert written(out) == before
+
+
+def test_a_single_answer_that_lost_a_file_is_not_reported_as_there(folder, tmp_path):
+    out = tmp_path / "out"
+    words = ["--sequence", "a0.png", "--candidates", "2", "--out", str(out)]
+    assert command(folder, *words) == 0 == command(folder, *words)
+    (out / "answer-1.png").unlink()
+    with pytest.raises(UserError, match="exists and is not empty"):
+        command(folder, *words)
+    (out / "answer.json").write_text('["question"]')
+    with pytest.raises(UserError, match="exists and is not empty"):
+        command(folder, *words)
+
+
+def test_a_place_where_no_folder_can_be_made_is_said_before_the_weights_are_read(folder, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    assert command(folder, "--sequence", "a0.png", "--candidates", "1", "--out", str(tmp_path / "link")) == 0
+    assert (tmp_path / "empty" / "answer.json").is_file()
+    monkeypatch.setattr(LVM, "from_pretrained", None)
+    monkeypatch.chdir(folder)
+    for out in ("a0.png/x", "z" * 300, "z" * 240, "."):
+        with pytest.raises(UserError, match=r"--out .*(cannot be made|you work in)"):
+            main(
+                [str(folder / "model"), "--tokenizer", str(folder / "tokenizer"), "--sequence", "a0.png", "--out", out]
+            )
+
+
+def test_a_folder_that_was_filled_meanwhile_is_one_line(folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    answer = Prompter.continuations
+
+    def filled(*arguments, **options):
+        (out / "other").mkdir(parents=True)
+        return answer(*arguments, **options)
+
+    monkeypatch.setattr(Prompter, "continuations", filled)
+    with pytest.raises(UserError, match="was filled while its answer was drawn"):
+        command(folder, "--sequence", "a0.png", "--out", str(out))
+    assert [file.name for file in out.iterdir()] == ["other"]
+
+
+def test_one_prompt_in_a_task_of_an_array_says_whose_it_is(folder, tmp_path, monkeypatch):
+    for key, value in {"ID": "1", "COUNT": "3", "MIN": "0", "STEP": "1"}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{key}", value)
+    words = ["--sequence", "a0.png", "--candidates", "1", "--out", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=r"task 1 of 3 of an array; .* --shard 0/1"):
+        command(folder, *words)
+    assert command(folder, *words, "--shard", "0/1") == 0
+
+
+def test_a_list_with_a_byte_order_mark_and_an_impossible_path(folder, tmp_path):
+    file = folder / "bom.jsonl"
+    rows = [{"sequence": ["a0.png"]}, {"sequence": ["x" * 5000 + ".png"]}, {"sequence": ["a1.png"]}]
+    file.write_bytes(b"\xef\xbb\xbf" + "".join(json.dumps(row) + "\n" for row in rows).encode())
+    out = tmp_path / "out"
+    assert command(folder, "--prompts", str(file), "--candidates", "1", "--out", str(out)) == 1
+    assert {"a0", "a1"} <= {path.name for path in out.iterdir()}
+    assert "too long" in (out / "failed.jsonl").read_text()
+
+
+def test_paths_may_be_spelled_otherwise(folder, tmp_path, monkeypatch):
+    out = str(tmp_path / "out")
+    begin = [str(folder / "model"), "--tokenizer", str(folder / "tokenizer"), "--candidates", "1", "--out", out]
+    monkeypatch.chdir(folder)
+    assert main([*begin, "--sequence", "./a0.png"]) == 0
+    assert main([*begin, "--sequence", str(folder / "a0.png")]) == 0
+    with pytest.raises(UserError, match="another question"):
+        main([*begin, "--sequence", "a1.png"])
