@@ -186,7 +186,7 @@ def report(
     shared = 1 + options.shared * picture if options.shared else 0
     own = 1 + options.pictures * picture - shared
     work = Work(config, shared, own, num_tokens, options.prompts, options.candidates, 2 if bf16 else 4)
-    bandwidth, peak = copy_bandwidth(device), max(matmul_peak(device).values())
+    bandwidth, peak = copy_bandwidth(device), matmul_peak(device)["bfloat16" if bf16 else "float32"]
     moved = sum(work.step_bytes())
     least = work.prefill_flops() / peak + max(moved / bandwidth, work.step_flops() / peak)
     amount, unit = options.prompts * options.candidates, "answers/s"
