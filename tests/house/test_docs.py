@@ -82,7 +82,7 @@ def test_a_shown_command_works(words, tmp_path, capsys):
         case ["python" | "python3", "-m", "tokenizer.train", *overrides]:
             read_config(overrides)
         case ["python" | "python3", "-m", module, *_]:
-            # Looking for pip as a module would take setuptools' distutils from this process, which torch's compiler needs.
+            # Looking for pip would take setuptools' distutils from this process, which torch's compiler needs.
             assert module == "pip" or importlib.util.find_spec(module), module
         case ["make", *targets]:
             makefile = (ROOT / "Makefile").read_text()
