@@ -103,6 +103,10 @@ class LVMConfig:
             )
         return self.num_codes + offset
 
+    def pictures_per_window(self, tokens_per_picture: int) -> int:
+        """Pictures that the context holds, prompt and answer together: the last code is never fed."""
+        return (self.max_position - int(self.prompt_bos) + 1) // tokens_per_picture
+
     @property
     def num_params(self) -> int:
         """Parameters, the embedding and the head included (the head once if tied)."""

@@ -79,7 +79,7 @@ class Setting:
 
     @property
     def pictures_per_window(self) -> int:
-        return (self.config.max_position - int(self.config.prompt_bos) + 1) // self.vq.tokens_per_picture
+        return self.config.pictures_per_window(self.vq.tokens_per_picture)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -105,7 +105,7 @@ def evaluation(
 
     fingerprint = plan.tokenizer_fingerprint
     tokenizer = tokenizer_of(config["vqgan"], fingerprint, "trainer.answer_every_steps")
-    room = (model.max_position + 1 - int(model.prompt_bos)) // plan.tokens_per_picture
+    room = model.pictures_per_window(plan.tokens_per_picture)
     return held_out, HeldOutAnswers(held_out, tokenizer, run_dir / "answers", room)
 
 

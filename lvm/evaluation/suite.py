@@ -92,7 +92,7 @@ def evaluate_prompts(
 
 
 def pairs_that_fit(model: "LVM", tokens_per_picture: int) -> tuple[int, ...]:
-    room = (model.config.max_position + 1 - int(model.config.prompt_bos)) // tokens_per_picture
+    room = model.config.pictures_per_window(tokens_per_picture)
     return tuple(k for k in PAIRS if 2 * k + 2 <= room)
 
 
@@ -156,7 +156,7 @@ def evaluate_clips(
 ) -> tuple[dict[str, Any], Grid | None]:
     """Perplexity of the next frame by number of frames, and the greedy frame on the pixels that move."""
     tokens = clips.codes.shape[-1]
-    room = (model.config.max_position + 1 - int(model.config.prompt_bos)) // tokens - 1
+    room = model.config.pictures_per_window(tokens) - 1
     nll = frame_nll(model, clips, [k for k in FRAMES if k <= room], precision)
     most = max(map(int, nll))
     row: dict[str, Any] = {

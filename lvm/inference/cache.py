@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from lvm.inference.parts import attend_part, join
+from lvm.inference.parts import attend_folded, attend_part, join
 from lvm.model import LVMConfig, apply_rope, rope_angles
 
 if TYPE_CHECKING:
@@ -174,16 +174,11 @@ class Cache:
 
     def _behind_prefix(self, number: int, slot: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All rows before the prefix of their slot, and each before its own keys."""
-        b, heads = len(q), q.shape[1] // self.groups
-        prefix_k, prefix_v = self.prefix[number, :, slot, None, :, : self.prefix_lengths[slot]]
-        shared = attend_part(rearrange(q, "b (g r) t k -> 1 g (r b t) k", g=self.groups), prefix_k, prefix_v)
+        heads = q.shape[1] // self.groups
+        prefix = self.prefix[number, :, slot, None, :, : self.prefix_lengths[slot]]
+        shared = attend_folded(q, prefix, "b (g r) t", "1 g (r b t)", r=heads, b=len(q))
         own_k, own_v = (x.repeat_interleave(heads, 1) if heads > 1 else x for x in (k, v))
         own = attend_part(q, own_k, own_v, causal=True)
-        unfold = {"g": self.groups, "r": heads, "b": b}
-        shared = shared._replace(
-            y=rearrange(shared.y, "1 g (r b t) k -> b (g r) t k", **unfold),
-            lse=rearrange(shared.lse, "1 g (r b t) -> b (g r) t", **unfold),
-        )
         return rearrange(join([shared, own]), "b h t k -> b t (h k)")
 
     def slide(self, first: int, gone: int) -> None:
@@ -260,22 +255,15 @@ class Cache:
         self, number: int, q: "Float[Tensor, 'b h c k']", seen: "list[tuple[int, Tensor | None]]"
     ) -> "Float[Tensor, 'b c h_k']":
         """The candidates' queries before the prefix of their slot, the suffix of their row, and their own codes."""
-        n, c, r = len(q), q.shape[2], q.shape[1] // self.groups
+        n, r = len(q), q.shape[1] // self.groups
         slots = -(-n // self.rows)
         (prefix, of_prefix), (suffix, of_suffix), (answer, of_answer) = seen
         parts = []
         if prefix:
-            k, v = self.prefix[number, :, :slots, :, :prefix]
-            part = attend_part(rearrange(q, "(s m) (g r) c k -> s g (r m c) k", s=slots, r=r), k, v, of_prefix)
-            shape = {"r": r, "m": n // slots}
-            y = rearrange(part.y, "s g (r m c) k -> (s m) (g r) c k", **shape)
-            parts.append(part._replace(y=y, lse=rearrange(part.lse, "s g (r m c) -> (s m) (g r) c", **shape)))
-        k, v = self.suffix[number, :, :n, :, :suffix]
-        part = attend_part(rearrange(q, "b (g r) c k -> b g (r c) k", r=r), k, v, of_suffix)
-        y = rearrange(part.y, "b g (r c) k -> b (g r) c k", r=r)
-        parts.append(part._replace(y=y, lse=rearrange(part.lse, "b g (r c) -> b (g r) c", r=r)))
-        k, v = self.answer[number, :, :n, :, :, :answer].flatten(2, 3)
-        part = attend_part(rearrange(q, "b (g r) c k -> b (g c) r k", r=r), k, v, of_answer)
-        y = rearrange(part.y, "b (g c) r k -> b (g r) c k", c=c)
-        parts.append(part._replace(y=y, lse=rearrange(part.lse, "b (g c) r -> b (g r) c", c=c)))
+            kept = self.prefix[number, :, :slots, :, :prefix]
+            parts.append(attend_folded(q, kept, "(s m) (g r) c", "s g (r m c)", of_prefix, m=n // slots, r=r))
+        kept = self.suffix[number, :, :n, :, :suffix]
+        parts.append(attend_folded(q, kept, "b (g r) c", "b g (r c)", of_suffix, r=r))
+        kept = self.answer[number, :, :n, :, :, :answer].flatten(2, 3)
+        parts.append(attend_folded(q, kept, "b (g r) c", "b (g c) r", of_answer, g=self.groups))
         return rearrange(join(parts), "b h c k -> b c (h k)")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -41,6 +42,21 @@ def attend_part(
         found = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, is_causal=causal, scale=size**-0.5)
         return Part(found[0][..., :size], found[1])
     return attend_whole(q, k, v, seen, causal)
+
+
+def attend_folded(
+    q: "Float[Tensor, 'b h t k']",
+    keys_and_values: "Float[Tensor, '2 n g s k']",
+    whole: str,
+    folded: str,
+    seen: "Bool[Tensor, 'n 1 1 s'] | None" = None,
+    **sizes: int,
+) -> Part:
+    """All rows that share keys before them at once: `whole` -> `folded` are the axes of q but the last, for einops."""
+    k, v = keys_and_values
+    part = attend_part(rearrange(q, f"{whole} k -> {folded} k", **sizes), k, v, seen)
+    y = rearrange(part.y, f"{folded} k -> {whole} k", **sizes)
+    return Part(y, rearrange(part.lse, f"{folded} -> {whole}", **sizes))
 
 
 def attend_whole(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, causal: bool = False) -> Part:

@@ -79,8 +79,7 @@ class Prompter:
         check_pair(model.config, vq)
         self.model, self.vq = model, vq
         self.tokens_per_picture = vq.tokens_per_picture
-        fed = model.config.max_position - int(model.config.prompt_bos)
-        self.pictures_per_window = (fed + 1) // self.tokens_per_picture  # the last code is never fed
+        self.pictures_per_window = model.config.pictures_per_window(self.tokens_per_picture)
         if self.pictures_per_window < 2:
             raise UserError(
                 f"the model's context of {model.config.max_position} tokens does not hold two pictures "

@@ -18,7 +18,7 @@ from lvm.inference.sampling import answer_keys
 from lvm.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Int64, UInt64
+    from jaxtyping import Float32, Int64
 
     from lvm.model import LVMConfig
 
@@ -75,17 +75,12 @@ class Rollout:
         self._config, self._wanted, self._room = config, prompt.num_pictures, pictures_per_window - 1
         self._tuple_size = 1 if window == "frames" else prompt.tuple_size
         shown = as_prompts([torch.from_numpy(prompt.codes.reshape(-1))], config)
-        self._keys = answer_keys(shown, num_candidates, seed)[0]
+        self.keys = answer_keys(shown, num_candidates, seed)[0]  # of each candidate's noise
         self._windows = np.broadcast_to(prompt.codes, (num_candidates, *prompt.codes.shape))  # c n t
         self._tokens: list[np.ndarray] = []
         self._log_probs: list[np.ndarray] = []
         self._pending: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.done = 0  # pictures
-
-    @property
-    def keys(self) -> "UInt64[np.ndarray, 'candidates']":
-        """Of each candidate's noise."""
-        return self._keys
 
     @property
     def exceeds_window(self) -> bool:
@@ -103,14 +98,14 @@ class Rollout:
         t = self._windows.shape[2]
         now = min(self._wanted - self.done, self._room + 1 - self._windows.shape[1])
         rows = self._windows[:1] if self.done == 0 else self._windows
-        keys = self._keys[None] if self.done == 0 else self._keys[:, None]
+        keys = self.keys[None] if self.done == 0 else self.keys[:, None]
         prompts = list(rearrange(rows, "b n t -> b (n t)"))
         return make_requests(self._config, prompts, keys, now * t, first_index=self.done * t)
 
     def accept(self, place: int, tokens: "Int64[np.ndarray, 'b t']", log_probs: "Float32[np.ndarray, 'b t']") -> bool:
         """The answer to request `place` of the last ones. True when all of them are there."""
         self._pending[place] = tokens, log_probs
-        if len(self._pending) < (1 if self.done == 0 else len(self._keys)):
+        if len(self._pending) < (1 if self.done == 0 else len(self.keys)):
             return False
         t = self._windows.shape[2]
         codes, scores = (

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lvm.inference import cache, generate
+from lvm.inference import cache, generate, parts
 from lvm.inference.cache import Cache, bytes_per_token
 from lvm.inference.engine import Batch, Request, Statistics, answer_requests
 from lvm.inference.parts import attend_part, attend_whole, join
@@ -208,6 +208,7 @@ def test_the_step_that_a_gpu_captures_gives_the_same_answers(monkeypatch, shared
     monkeypatch.setattr(Cache, "__init__", fixed)
     monkeypatch.setattr(Batch, "_step", Batch._draw_next)
     monkeypatch.setattr(cache, "attend_part", attend_whole)
+    monkeypatch.setattr(parts, "attend_part", attend_whole)
     for cache_bytes in (None, bytes_per_token(TINY, 4) * 200):
         for (tokens, scores), (before, scores_before) in zip(
             answers(model, requests, cache_bytes=cache_bytes), expected
