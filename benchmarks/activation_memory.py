@@ -7,16 +7,14 @@ Options: model=ladder_10m seq_len=1024 windows=4 json=FILE.
 """
 
 import ctypes
-import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from lvm.commands._options import options_from
+from benchmarks.alone import run_alone
 from lvm.commands.cost import Recomputation, activation_bytes_per_token, model_config
 from lvm.model import LVM
-from lvm.runtime import exit_with_one_line, write_json
 from lvm.runtime.machine import git_commit, machine_description
 from lvm.training.parallel import ParallelConfig, make_loss
 
@@ -79,12 +77,5 @@ def measure(options: Options) -> dict[str, Any]:
     return result | {"machine": machine_description(), "commit": git_commit()}
 
 
-def main() -> None:
-    options = options_from(Options, sys.argv[1:])
-    result = measure(options)
-    if options.json:
-        write_json(options.json, result)
-
-
 if __name__ == "__main__":
-    exit_with_one_line(main)
+    run_alone(Options, measure)

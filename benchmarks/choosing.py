@@ -7,7 +7,6 @@ is that of the gain that is possible, all tasks weighing the same. `equal_codes`
 pixels: what `agreement` was chosen over.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from einops import rearrange
 
-from lvm.commands._options import options_from
+from benchmarks.alone import run_alone
 from lvm.evaluation.bootstrap import bootstrap_mean
 from lvm.evaluation.measures import moving_psnr, score_of
 from lvm.evaluation.perplexity import task_tokens
@@ -27,7 +26,7 @@ from lvm.inference.choosing import RULES, one_colour, score_candidates
 from lvm.inference.prompter import Prompter
 from lvm.inference.rollout import Prompt
 from lvm.inference.sampling import GREEDY, Sampling
-from lvm.runtime import UserError, exit_with_one_line, write_json
+from lvm.runtime import UserError
 from lvm.runtime.machine import git_commit, machine_description
 from lvm.sources import open_source
 from lvm.sources.world import WorldSource
@@ -230,12 +229,5 @@ def run(options: Options) -> dict[str, Any]:
     return {"benchmark": "choosing", "results": results, "options": asdict(options), **machine}
 
 
-def main() -> None:
-    options = options_from(Options, sys.argv[1:])
-    found = run(options)
-    if options.json:
-        write_json(options.json, found)
-
-
 if __name__ == "__main__":
-    exit_with_one_line(main)
+    run_alone(Options, run)

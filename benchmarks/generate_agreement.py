@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lvm.commands._options import options_from
+from benchmarks.alone import run_alone
 from lvm.commands.bench import DEMO
 from lvm.inference import generate
 from lvm.model import LVM
-from lvm.runtime import exit_with_one_line, write_json
 from lvm.runtime.machine import git_commit, machine_description
 
 TIE = 1e-4
@@ -103,14 +102,5 @@ def run(options: Options) -> dict[str, Any]:
     return {**found, "options": asdict(options), "machine": machine_description(), "commit": git_commit()}
 
 
-def main() -> None:
-    import sys
-
-    options = options_from(Options, sys.argv[1:])
-    found = run(options)
-    if options.json:
-        write_json(options.json, found)
-
-
 if __name__ == "__main__":
-    exit_with_one_line(main)
+    run_alone(Options, run)

@@ -4,15 +4,11 @@ Each number in a process of its own: on a CPU its largest resident size, on a GP
 What it is made of stands beside it: weights, and the keys and values of prompt and candidates.
 """
 
-import json
 import resource
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lvm.commands._options import options_from
-from lvm.runtime import UserError, exit_with_one_line, write_json
+from benchmarks.alone import in_own_process, run_alone
 from lvm.runtime.machine import git_commit, machine_description
 
 
@@ -61,13 +57,11 @@ def peak_bytes(name: str, pictures: int, candidates: int, device: str) -> dict[s
 def run(options: Options) -> dict[str, Any]:
     rows = []
     for candidates in options.candidates.split(","):
-        code = "import sys, json; from benchmarks.generate_memory import peak_bytes as p; "
-        code += "print(json.dumps(p(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])))"
-        command = [sys.executable, "-c", code, options.model, str(options.pictures), candidates, options.device]
-        ended = subprocess.run(command, capture_output=True, text=True)
-        if ended.returncode:
-            raise UserError(ended.stderr.strip().splitlines()[-1] if ended.stderr.strip() else "the measurement failed")
-        rows.append(json.loads(ended.stdout.splitlines()[-1]))
+        rows.append(
+            in_own_process(
+                "generate_memory", "peak_bytes", options.model, options.pictures, int(candidates), options.device
+            )
+        )
         row = rows[-1]
         print(
             f"{row['candidates']:>3} candidates: {row['peak'] / 1e9:.3f} GB at most "
@@ -78,12 +72,5 @@ def run(options: Options) -> dict[str, Any]:
     return {"rows": rows, "options": asdict(options), "machine": machine_description(), "commit": git_commit()}
 
 
-def main() -> None:
-    options = options_from(Options, sys.argv[1:])
-    found = run(options)
-    if options.json:
-        write_json(options.json, found)
-
-
 if __name__ == "__main__":
-    exit_with_one_line(main)
+    run_alone(Options, run)

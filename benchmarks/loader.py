@@ -5,7 +5,6 @@ long a training loop takes for its steps beside what it does itself. That is `pa
 GPU works) or in Python, whose lock the thread needs too.
 """
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,11 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.alone import run_alone
 from benchmarks.data import Options as StoreOptions
 from benchmarks.data import make_plan, write_store
-from lvm.commands._options import options_from
 from lvm.data import TokenPlan, WindowLoader
-from lvm.runtime import exit_with_one_line, write_json
 from lvm.runtime.machine import git_commit, machine_description
 
 
@@ -69,12 +67,5 @@ def run(options: Options) -> dict[str, Any]:
     return {"benchmark": "loader", "results": rows, "options": asdict(options), **machine}
 
 
-def main() -> None:
-    options = options_from(Options, sys.argv[1:])
-    found = run(options)
-    if options.json:
-        write_json(options.json, found)
-
-
 if __name__ == "__main__":
-    exit_with_one_line(main)
+    run_alone(Options, run)

@@ -7,24 +7,21 @@ log p(drawn | old keys) - log p(drawn | fed anew), which in expectation is the K
 in nats a code, with an interval over clips.
 """
 
-import json
 import resource
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from lvm.commands._options import options_from
+from benchmarks.alone import in_own_process, run_alone
 from lvm.evaluation.bootstrap import bootstrap_mean
 from lvm.evaluation.prompts import world_clips
 from lvm.inference import Prompter
 from lvm.inference.choosing import answer_log_probs
 from lvm.inference.rollout import Continuation, Prompt, Window
 from lvm.inference.sampling import Sampling
-from lvm.runtime import UserError, exit_with_one_line, write_json
+from lvm.runtime import UserError
 from lvm.runtime.machine import git_commit, machine_description
 from lvm.sources.world import WorldConfig, WorldSource
 
@@ -74,18 +71,16 @@ def measure(options: Options, window: Window) -> dict[str, Any]:
     }
 
 
+def measure_in(options: dict[str, Any], window: Window) -> dict[str, Any]:
+    return measure(Options(**options), window)
+
+
 def run(options: Options) -> dict[str, Any]:
     if not options.model:
         raise UserError("model is missing; name a folder in the Hugging Face layout, `lvm export RUN OUT` makes one")
     found: dict[str, Any] = {}
     for window in ("tuples", "reuse"):
-        code = "import sys, json; from benchmarks.long_context import Options, measure; "
-        code += "print(json.dumps(measure(Options(**json.loads(sys.argv[1])), sys.argv[2])))"
-        command = [sys.executable, "-c", code, json.dumps(asdict(options)), window]
-        ended = subprocess.run(command, capture_output=True, text=True)
-        if ended.returncode:
-            raise UserError(ended.stderr.strip().splitlines()[-1] if ended.stderr.strip() else "the measurement failed")
-        row = found[window] = json.loads(ended.stdout.splitlines()[-1])
+        row = found[window] = in_own_process("long_context", "measure_in", asdict(options), window)
         apart = row["divergence_nats_a_code"]
         print(
             f"{window:<7} {row['seconds_a_picture'] * 1e3:8.1f} ms a picture   "
@@ -95,12 +90,5 @@ def run(options: Options) -> dict[str, Any]:
     return {**found, "options": asdict(options), "machine": machine_description(), "commit": git_commit()}
 
 
-def main() -> None:
-    options = options_from(Options, sys.argv[1:])
-    found = run(options)
-    if options.json:
-        write_json(options.json, found)
-
-
 if __name__ == "__main__":
-    exit_with_one_line(main)
+    run_alone(Options, run)

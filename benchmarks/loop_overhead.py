@@ -7,7 +7,6 @@ share. Counting the targets of a large batch, which grows with it and not with t
 alone.
 """
 
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -18,11 +17,10 @@ import torch
 from torch import Tensor
 
 import lvm.training.loop as loop
+from benchmarks.alone import run_alone
 from benchmarks.data import Options as StoreOptions
 from benchmarks.data import make_plan, write_store
-from lvm.commands._options import options_from
 from lvm.model import LVM, LVMConfig
-from lvm.runtime import exit_with_one_line, write_json
 from lvm.runtime.machine import git_commit, machine_description
 from lvm.runtime.metrics import read_metrics
 from lvm.training import OptimConfig, RunOptions, TrainerConfig
@@ -132,12 +130,5 @@ def run(options: Options) -> dict[str, Any]:
     return {"benchmark": "loop_overhead", "result": found, "options": asdict(options), **machine}
 
 
-def main() -> None:
-    options = options_from(Options, sys.argv[1:])
-    found = run(options)
-    if options.json:
-        write_json(options.json, found)
-
-
 if __name__ == "__main__":
-    exit_with_one_line(main)
+    run_alone(Options, run)

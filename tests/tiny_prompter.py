@@ -1,10 +1,13 @@
 """A tokenizer of 16 px and a net of two layers and six pictures: prompts answered in a moment."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from lvm.commands.generate import main
 from lvm.model import LVM, LVMConfig
 from tokenizer import VQGAN, VQGANConfig
 
@@ -46,3 +49,14 @@ def small_model(vq: VQGAN, **change) -> LVM:
 def pictures(number: int, size: int = SIZE, seed: int = 0) -> np.ndarray:
     coarse = np.random.default_rng(seed).integers(0, 256, (number, 4, 4, 3), dtype=np.uint8)
     return coarse.repeat(size // 4, 1).repeat(size // 4, 2)
+
+
+def command(folder: Path, *rest: str) -> int | None:
+    """`lvm generate` on the model and tokenizer of `folder`, where the pictures among the words lie."""
+    paths = [str(folder / word) if word.endswith(".png") else word for word in rest]
+    return main([str(folder / "model"), "--tokenizer", str(folder / "tokenizer"), *paths])
+
+
+def write_lines(file: Path, rows: list) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file

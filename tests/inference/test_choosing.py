@@ -1,11 +1,11 @@
 """Choosing among candidates: every rule against a plain computation, and what is blank."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tiny_prompter import TOKENS, small_model, small_vqgan
 
 from lvm.evaluation.measures import colours_of
 from lvm.inference import choosing
@@ -13,39 +13,14 @@ from lvm.inference.choosing import RULES, agreement, answer_log_probs, check_rul
 from lvm.inference.prompter import Prompter
 from lvm.inference.rollout import Prompt
 from lvm.inference.sampling import Sampling
-from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError
 from lvm.sources.world import WorldConfig, WorldSource
-from tokenizer import VQGAN, BulkEncoder, VQGANConfig
-
-NET = VQGANConfig(
-    hidden_channels=8,
-    channel_mult=(1, 1, 1),
-    num_res_blocks=1,
-    z_channels=8,
-    quantized_embed_dim=8,
-    num_embeddings=32,
-    resolution=16,
-    norm_groups=1,
-)
-TOKENS = 16
+from tokenizer import VQGAN, BulkEncoder
 
 
 def small_prompter(**change) -> Prompter:
-    torch.manual_seed(0)
-    config = LVMConfig(
-        num_codes=32,
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=2,
-        num_heads=2,
-        max_position=96,  # BOS and six pictures of 16, of which the last code is never fed
-        tokens_per_picture=TOKENS,
-    )
-    model = LVM(replace(config, **change), seed=1)
-    for parameter in model.parameters():
-        parameter.data.mul_(6.0 if parameter.ndim > 1 else 1.0)
-    return Prompter(model, VQGAN(NET).eval())
+    vq = small_vqgan()
+    return Prompter(small_model(vq, **change), vq)
 
 
 @pytest.fixture(scope="module")
