@@ -1,8 +1,10 @@
 """`lvm generate`: one prompt, and many prompts that survive what happens to jobs."""
 
 import base64
+import fcntl
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -217,6 +219,20 @@ def test_three_shards_write_what_one_process_writes(many, tmp_path):
     assert written(out) == whole
 
 
+def stop_without_lock(process: subprocess.Popen, lock: Path) -> None:
+    """Stop it while it does not hold the lock, or the others would wait for that instead of being refused."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        with open(lock) as opened:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                process.send_signal(signal.SIGCONT)
+        time.sleep(0.005)
+
+
 def test_two_processes_on_one_folder_are_refused(many, tmp_path):
     words, whole = many
     out = tmp_path / "out"
@@ -224,7 +240,7 @@ def test_two_processes_on_one_folder_are_refused(many, tmp_path):
     while not (out / ".shard-0-of-1.json").exists():
         assert first.poll() is None
         time.sleep(0.001)
-    first.send_signal(signal.SIGSTOP)
+    stop_without_lock(first, out / ".lease.lock")
     try:
         second, third = (run(*words, "--out", out, "--shard", shard) for shard in ("0/1", "1/2"))
     finally:
