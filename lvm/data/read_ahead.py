@@ -190,8 +190,8 @@ class ReadAhead:
                 error = future.exception()
                 if isinstance(error, UserError | OSError):
                     self._settled[tar] = math.inf
-                elif error is not None and not isinstance(error, Stopped):
-                    raise error
+                elif isinstance(error, Stopped):  # `close` was called
+                    pass
                 else:
                     self._settled[tar] = math.inf if future.result() else time.monotonic() + PATIENCE
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 from small_disk import small_disk
-from tiny_prompter import NET, TOKENS, command, write_lines
+from tiny_prompter import NET, TOKENS, command, pictures, write_lines
 
 from lvm import Prompter
 from lvm.commands import main as lvm_main

@@ -64,16 +64,16 @@ def wait_for(path: Path, processes: list, seconds: float = 200) -> None:
 
 # kind, place, call; what is said: state, phase, part of the stacks
 FAULTS = [
-    ("stop", "backward", 3, "is stopped", "forward and backward", "in <lambda>"),
+    ("stop", "backward", 3, "is stopped", "forward and backward", r"in (<lambda>|backward)\b"),  # it has gone on a bit
     ("stop", "validation", 2, "is stopped", "validation", "validation.py"),
-    ("stop", "save", 2, "is stopped", "a save under way", r"checkpoint\.py.* in _"),  # that thread has gone on a bit
+    ("stop", "save", 2, "is stopped", "a save under way", r"checkpoint\.py.* in _"),  # so has that thread
     ("hang", "loader", 5, "hangs", "loading data", "_prefetch"),
     # the rest is slow
     ("hang", "save", 2, "hangs", "waiting for a save, a save under way", "described"),
     ("file system", "save", 2, "hangs", "a save under way", "_read"),  # the lease cannot be read either
     ("hang", "validation", 2, "hangs", "validation", "validation.py"),
-    ("hang", "backward", 3, "hangs", "forward and backward", "backward"),
-    ("hold the lock of Python", "backward", 3, "hangs", "forward and backward", "backward"),
+    ("hang", "backward", 3, "hangs", "forward and backward", r"in backward\b"),
+    ("hold the lock of Python", "backward", 3, "hangs", "forward and backward", r"in backward\b"),
 ]
 
 
