@@ -23,6 +23,7 @@ class CollectionConfig:
     root: str = ""  # folder that the sources' relative paths start from; the current one if empty
     name: str = "collection"
     views: int | None = None  # of every source of files; null: each its own
+    parts: tuple[str, ...] = ()  # names of the sources that are used; empty: all
 
 
 class CollectionSource:
@@ -34,21 +35,16 @@ class CollectionSource:
         self.name = config.name
         root = Path(config.root).expanduser()
         self.sources: dict[str, Source] = {}
+        for name in config.parts:
+            if name not in config.sources:
+                raise UserError(f"parts names {name!r}, which `sources` lacks; known: {', '.join(config.sources)}")
         for name, given in config.sources.items():
+            if config.parts and name not in config.parts:
+                continue
             if not isinstance(given, Mapping):
                 raise UserError(f"sources.{name} is {given!r}; it must be a mapping of a source's options")
             options = dict(given)
-            for key in (
-                "path",
-                "images",
-                "annotations",
-                "panoptic",
-                "panoptic_folder",
-                "poses",
-                "captions",
-                "classes",
-                "root",
-            ):
+            for key in PLACES:
                 if options.get(key) and "://" not in str(options[key]):
                     options[key] = str(root / Path(str(options[key])).expanduser())
             if config.views is not None and options.get("kind") != "world":

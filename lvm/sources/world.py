@@ -17,8 +17,16 @@ from lvm.runtime import UserError
 from lvm.runtime.hashing import hash64, seed_from
 from lvm.sources.base import Item
 from lvm.world import puzzle_pictures
-from lvm.world.annotate import CHANNELS, CLIP_CHANNELS, latent_channels, make_latents, steady_channels
-from lvm.world.objects import OBJECT_CLASSES, sample_object
+from lvm.world.annotate import (
+    CHANNELS,
+    CLIP_CHANNELS,
+    OBJECT_CHANNELS,
+    latent_channels,
+    make_latents,
+    object_channels,
+    steady_channels,
+)
+from lvm.world.objects import OBJECT_CLASSES, bodies_of_class, sample_object
 from lvm.world.puzzles import RULE_SETS, Puzzle, sample_puzzle
 from lvm.world.render import cast
 from lvm.world.scene import Scene, generator, sample_clip, sample_scene
@@ -95,6 +103,7 @@ class WorldSource:
         config = self.config
         absent = set() if config.num_figures[1] or config.num_objects else {"pose"}
         absent |= set() if config.num_turntables else {"mask", "keypoints"}
+        absent |= set() if config.num_objects else {*OBJECT_CHANNELS}
         return absent | (set() if config.num_puzzles else {"solution"})
 
     def __len__(self) -> int:
@@ -181,17 +190,27 @@ class WorldSource:
         `latents`."""
         scene = self.scene(i)
         wanted = [name for name in self.config.channels if name != "mask" and (name != "pose" or self._has_pose(scene))]
-        return self._draw(scene, self.unit_id(i), latents, size, wanted)
+        bodies = bodies_of_class(scene, self.label(i)) if self.label(i) >= 0 else ()
+        return self._draw(scene, self.unit_id(i), latents, size, wanted, bodies)
 
     def _has_pose(self, scene: Scene) -> bool:
         return bool(scene.figures or self.config.num_figures[1])
 
     def _draw(
-        self, scene: Scene, name: str, latents: "list[int]", size: int, wanted: Collection[str]
+        self,
+        scene: Scene,
+        name: str,
+        latents: "list[int]",
+        size: int,
+        wanted: Collection[str],
+        bodies: Collection[int] = (),
     ) -> "list[dict[str, UInt8[np.ndarray, 'y x 3']]]":
+        """`bodies` are what the channels of objects show; of other units there are none."""
         surfaces = cast(scene, size)
         steady = steady_channels(scene, surfaces, wanted)
         photo = steady["image"]
+        if bodies:
+            steady |= object_channels(surfaces, bodies, wanted)
         return [steady] + [latent_channels(scene, surfaces, photo, self.latents[v], name, wanted) for v in latents]
 
     # Items.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lvm.pictures import boxes, depth, derive, edges, normals, segmentation, skeletons
+from lvm.pictures import boxes, depth, derive, edges, normals, pieces, segmentation, skeletons
 from lvm.runtime.hashing import seed_from
 from lvm.world.figures import LIMBS
 from lvm.world.render import FAR, NEAR, SUPERSAMPLING, Surfaces, halve, sampled, shade
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 STEADY_CHANNELS = ("image", "depth", "normal", "gray")  # the same under every latent: stored once, in view 0
 LATENT_CHANNELS = ("segmentation", "edge", "box", "relit", "masked", "noisy", "dark")
 # Steady too: pose where there are people, mask and keypoints of turntables (mask also of clips), solution of puzzles.
-CHANNELS = STEADY_CHANNELS + LATENT_CHANNELS + ("pose", "mask", "keypoints", "solution")
+OBJECT_CHANNELS = ("object_mask", "object_box")  # of what a picture of a class shows, white on black
+CHANNELS = STEADY_CHANNELS + LATENT_CHANNELS + ("pose", "mask", "keypoints", "solution") + OBJECT_CHANNELS
 CLIP_CHANNELS = STEADY_CHANNELS + ("mask",) + LATENT_CHANNELS
 
 _COLOURS = np.array(
@@ -108,6 +109,19 @@ def latent_channels(
         "masked": lambda: derive.masked(photo, latent.strength, seed),
         "noisy": lambda: derive.noisy(photo, latent.strength, seed),
         "dark": lambda: derive.dark(photo, latent.strength),
+    }
+    return {channel: drawn() for channel, drawn in draw.items() if channel in channels}
+
+
+def object_channels(
+    surfaces: Surfaces, bodies: Collection[int], channels: Collection[str] = OBJECT_CHANNELS
+) -> dict[str, "UInt8[np.ndarray, 'y x 3']"]:
+    """What is seen of these bodies of a scene, white on black: its mask, and the box about it, filled."""
+    seen = np.isin(sampled(surfaces.thing), list(bodies))
+    ground = np.zeros((*seen.shape, 3), np.uint8)
+    draw: dict[str, Callable[[], Any]] = {
+        "object_mask": lambda: segmentation.draw(seen.astype(np.int64), _COLOURS[:2]),
+        "object_box": lambda: boxes.draw_filled(ground, pieces.bounds(seen).values(), [1], _COLOURS[:2]),
     }
     return {channel: drawn() for channel, drawn in draw.items() if channel in channels}
 

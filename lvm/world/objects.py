@@ -57,6 +57,13 @@ def sample_object(rng: np.random.Generator, label: int) -> Scene:
     return replace(ground, things=things, figures=figures, camera=camera, light=light)
 
 
+def bodies_of_class(scene: Scene, label: int) -> range:
+    """The numbers that the thing of class `label` has among the scene's surfaces."""
+    if label == PERSON:
+        return range(len(scene.things), len(scene.things) + len(scene.figures))
+    return range(1 if label < len(KINDS) else 2)
+
+
 def _turned(vector: "Float32[np.ndarray, '3']", angle: float) -> tuple[float, float, float]:
     """About the vertical."""
     x, y, z = vector.tolist()

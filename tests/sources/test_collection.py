@@ -45,6 +45,13 @@ def test_units_ids_groups_and_labels_say_where_they_are_from(two):
     assert {name for item in items for name in item.channels} <= set(source.channels)
 
 
+def test_some_of_its_parts_alone(two):
+    source = open_source(two, ["parts=[second]"])
+    assert [source.unit_id(i) for i in range(len(source))] == ["second/cat/1", "second/cow/7"]
+    with pytest.raises(UserError, match=r"parts names 'fourth'.*known: first, second, third"):
+        open_source(two, ["parts=[second, fourth]"])
+
+
 def test_its_fingerprint_is_that_of_its_parts(two):
     before = open_source(two).fingerprint()
     assert before == open_source(two).fingerprint()

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from lvm.pictures import segmentation
+from lvm.pictures.pieces import bounds
 from lvm.runtime import UserError, build
 from lvm.sources import open_source
 from lvm.sources.world import KINDS, WorldConfig, WorldSource
-from lvm.world.annotate import CLIP_CHANNELS, LATENT_CHANNELS, class_map, sampled
+from lvm.world.annotate import CLIP_CHANNELS, LATENT_CHANNELS, OBJECT_CHANNELS, class_map, sampled
 from lvm.world.objects import OBJECT_CLASSES
 from lvm.world.puzzles import RULE_SETS
 from lvm.world.render import cast
@@ -192,3 +193,16 @@ def test_the_shipped_world_of_sentences_has_some_of_everything():
     assert all(world.counts.values())
     assert {"mask", "keypoints", "solution", "segmentation"} <= set(world.channels)
     assert build(WorldConfig, {"clip_channels": ["image", "mask"]}).clip_channels == ("image", "mask")
+
+
+def test_objects_are_shown_by_their_mask_and_by_the_box_about_it():
+    world = small(num_objects=17, channels=("image", "segmentation", *OBJECT_CHANNELS))
+    for unit in world.units("object"):
+        steady = world.read(unit, 48)[0].channels
+        mask, box = (steady[name][0, ..., 0] > 0 for name in OBJECT_CHANNELS)
+        assert mask.any() and list(bounds(mask).values()) == list(bounds(box).values()) and not (mask & ~box).any()
+        (left, top, right, bottom), *others = bounds(box).values()
+        assert not others and box[top:bottom, left:right].all()
+    scene = world.read(world.units("scene")[0], 48)[0].channels
+    assert not {*OBJECT_CHANNELS} & {*scene} and {*OBJECT_CHANNELS} < {*world.channels}
+    assert not {*OBJECT_CHANNELS} & {*small(num_objects=0).channels}
