@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from lvm.evaluation.prompts import ClipSet, PromptSet
 from lvm.evaluation.tasks import Task, tasks_of
-from lvm.runtime import UserError
+from lvm.inference.scoring import TOKENS_AT_ONCE, score_answers
 from lvm.runtime.hashing import hash64, seed_from
 from lvm.runtime.machine import bf16_is_fast
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 PAIRS = (0, 1, 3, 5)  # shown before the query
 FRAMES = (1, 3, 7, 11)  # shown before the target
-TOKENS_AT_ONCE = 2**13  # fed in one forward pass
 
 Precision = Literal["auto", "exact"]
 
@@ -60,23 +58,8 @@ def answer_nll(
     if model.config.prompt_bos:
         start = np.full((len(tokens), 1), model.config.bos, dtype=np.int64)
         tokens = np.concatenate([start, tokens.astype(np.int64)], axis=1)
-    fed = tokens.shape[1] - 1
-    if fed > model.config.max_position:
-        raise UserError(
-            f"a prompt of {fed} tokens exceeds the model's context of {model.config.max_position}; show less"
-        )
-    device = next(model.parameters()).device
-    batch = max(1, tokens_at_once // fed)
-    pieces = []
-    with torch.inference_mode():
-        for first in range(0, len(tokens), batch):
-            piece = torch.from_numpy(tokens[first : first + batch].astype(np.int64)).to(device)
-            with autocast(device, precision):
-                hidden = model.hidden(piece[:, :-1])[:, -answer_tokens:]
-            logits = F.linear(hidden.float(), model.head.weight.float())
-            nll = F.cross_entropy(logits.flatten(0, 1), piece[:, -answer_tokens:].flatten(), reduction="none")
-            pieces.append(nll.view(len(piece), -1).cpu().numpy())
-    return np.concatenate(pieces)
+    with autocast(model.head.weight.device, precision):
+        return np.stack(score_answers(model, list(tokens), [answer_tokens] * len(tokens), tokens_at_once))
 
 
 def pair_tokens(prompts: PromptSet, task: Task, places: slice) -> "Int64[np.ndarray, 'n t']":

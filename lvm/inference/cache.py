@@ -119,9 +119,13 @@ class Cache:
             x = self._after(block, x, attention(number, q, k, v))
         return x
 
+    def normed(self, x: "Float[Tensor, '*b d']") -> "Float[Tensor, '*b d']":
+        with torch.autocast(x.device.type, enabled=False):
+            return self.model.norm(x.to(self.model.norm.weight.dtype))
+
     def logits(self, x: "Float[Tensor, '*b d']") -> "Float[Tensor, '*b v']":
         with torch.autocast(x.device.type, enabled=False):
-            return self.model.head(self.model.norm(x.to(self.model.norm.weight.dtype)))
+            return self.model.head(self.normed(x))
 
     # Prompts.
 
@@ -149,12 +153,18 @@ class Cache:
         self, slot: int, cells: "Sequence[int]", tokens: "Int64[Tensor, 'cells t']", lengths: Sequence[int]
     ) -> "Float[Tensor, 'cells v']":
         """Feed the suffixes of these cells of a slot, right-padded; the logits after each."""
+        return self.logits(self.rows_hidden(slot, cells, tokens, lengths, 1)[:, 0])
+
+    def rows_hidden(
+        self, slot: int, cells: "Sequence[int]", tokens: "Int64[Tensor, 'cells t']", lengths: Sequence[int], last: int
+    ) -> "Float[Tensor, 'cells last d']":
+        """The same; what the layers make of the last `last` tokens of each, before the norm."""
         where = torch.tensor(cells, device=tokens.device)
         counts = torch.tensor(lengths, device=tokens.device)
         prefix, t = self.prefix_lengths[slot], tokens.shape[1]
         rows = max(1, PREFILL_TOKENS // t)
         cos, sin = self._angles(prefix + torch.arange(t, device=tokens.device)[None])
-        last = []
+        kept = []
         for start in range(0, len(tokens), rows):
             piece = slice(start, start + rows)
 
@@ -166,11 +176,12 @@ class Cache:
                 return self._behind_prefix(number, slot, q, k, v)
 
             x = self._layers(self.model.embed(tokens[piece]), cos, sin, attention)
-            last.append(x[torch.arange(len(x), device=x.device), counts[piece] - 1])
+            ends = counts[piece, None] + torch.arange(-last, 0, device=x.device)
+            kept.append(x[torch.arange(len(x), device=x.device)[:, None], ends])
         for cell, length in zip(cells, lengths):
             self.suffix_lengths[cell], self.fed[cell] = length, 0
         self._suffix_lengths[where], self._fed[where] = counts, 0
-        return self.logits(torch.cat(last))
+        return torch.cat(kept)
 
     def _behind_prefix(self, number: int, slot: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All rows before the prefix of their slot, and each before its own keys."""

@@ -16,18 +16,17 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from einops import rearrange
 
 from lvm.inference.prompter import Prompter
 from lvm.inference.rollout import Continuation, Prompt, move_window
+from lvm.inference.scoring import score_answers
 from lvm.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float32, Int64, UInt8
 
 RULES: tuple[str, ...] = ("log_prob", "gain_over_none", "gain_over_wrong", "agreement")
-TOKENS_AT_ONCE = 2**13  # of prompts and answers that are scored together
 NEAR = 16  # gray levels, in every channel, within which a pixel has a picture's median colour
 ONE_COLOUR = 0.99  # share of such pixels from which on a picture is of one colour
 
@@ -146,7 +145,6 @@ def wrong_pairs(prompt: Prompt) -> Prompt:
 # The rules.
 
 
-@torch.inference_mode()
 def answer_log_probs(
     prompter: Prompter, prompt: Prompt, answers: "Int64[np.ndarray, 'c n t']"
 ) -> "Float32[np.ndarray, 'c n t']":
@@ -157,9 +155,8 @@ def answer_log_probs(
     for shown, wanted in windows(prompt, answers, prompter.pictures_per_window):
         rows = rearrange(np.concatenate([shown, wanted], axis=1), "c n t -> c (n t)")
         rows = np.pad(rows, ((0, 0), (len(bos), 0)), constant_values=bos[0] if bos else 0)
-        pieces = torch.from_numpy(rows).split(max(1, TOKENS_AT_ONCE // rows.shape[1]))
-        nll = [model.nll(piece.to(model.embed.weight.device))[:, -wanted[0].size :] for piece in pieces]
-        found.append(rearrange(-torch.cat(nll).float().cpu().numpy(), "c (n t) -> c n t", t=t))
+        nll = score_answers(model, list(rows), [wanted[0].size] * len(rows))
+        found.append(rearrange(-np.stack(nll), "c (n t) -> c n t", t=t))
     return np.concatenate(found, axis=1)
 
 

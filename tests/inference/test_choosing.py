@@ -1,6 +1,7 @@
 """Choosing among candidates: every rule against a plain computation, and what is blank."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from tiny_prompter import TOKENS, small_model, small_vqgan
 
 from lvm.evaluation.measures import colours_of
-from lvm.inference import choosing
+from lvm.inference import choosing, scoring
 from lvm.inference.choosing import RULES, agreement, answer_log_probs, check_rule, one_colour, score_candidates
 from lvm.inference.prompter import Prompter
 from lvm.inference.rollout import Prompt
@@ -105,7 +106,8 @@ def test_scores_do_not_depend_on_the_batch(prompter, monkeypatch):
     found, pictures = draw(prompter, prompt, 4)
     together = score_candidates(prompter, prompt, found, pictures)
     again = score_candidates(prompter, prompt, found, pictures)
-    monkeypatch.setattr(choosing, "TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(scoring, "worth_sharing", lambda group, sequences: False)
+    monkeypatch.setattr(choosing, "score_answers", partial(scoring.score_answers, tokens_at_once=1))
     alone = score_candidates(prompter, prompt, found, pictures)
     for rule in RULES:
         assert np.array_equal(together.by_rule[rule], again.by_rule[rule])
