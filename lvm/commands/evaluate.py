@@ -1,31 +1,57 @@
-"""Evaluate a model: lvm evaluate MODEL --tokenizer T --suite perplexity|demo [--data DIR|YAML] --out DIR
+"""Evaluate a model: lvm evaluate MODEL --tokenizer T --suite NAME [--data DIR|YAML] --out DIR [KEY=VALUE ...]
 
-perplexity: teacher-forced NLL of answers by number of pairs, after pairs of another task, and of next frames.
-demo: the same, and greedy answers with their scores, baselines, the tokenizer's ceiling and pictures.
-Without --data on scenes of the embedded world that no training reads. Writes report.json, report.html (and sheet.png).
+    perplexity    the true annotation after 0, 1, 3, 5, 7 pairs, for every annotation of the data
+    context       the next frame after 1, 3, 7, 11, 15 frames
+    pascal5i      masks of one class: Pascal-5i's four folds, or any folder of picture, mask and class
+    depth         AbsRel, RMSE, delta           colorization  MSE on normalised pixels, LPIPS
+    detection     filled boxes, IoU             keypoints     PCK@0.1
+    video         the next frames: PSNR, SSIM, IoU of what moves
+    puzzles       3x3 matrices, by likelihood over choices and by generation
+    failures      answers of another task, of one colour, copies of the query or of a training picture
+    all           each of these that the data allow, into DIR/NAME
+    demo          perplexities, answers and pictures of the embedded world's tasks on one page
+
+Without --data on scenes of the embedded world that no training reads. In every suite the same queries are asked after
+the right pairs, those of another task, shuffled ones and none, beside answers that need no model and the tokenizer's
+ceiling. KEY=VALUE sets an option of the suite (docs/evaluation.md). Writes report.json, report.html and rows.jsonl; the
+same command again continues an evaluation that was stopped, --shard I/N (or Slurm, or torchrun) does a part of it.
 """
 
 import argparse
+import hashlib
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from lvm.evaluation.annotated import HeldOut
+from lvm.evaluation.ask import make_encode
+from lvm.evaluation.job import EvaluationJob
+from lvm.evaluation.perplexity import Precision
 from lvm.evaluation.prompts import ClipSet, PromptSet, source_prompts, world_clips, world_prompts
 from lvm.evaluation.report import write_report
 from lvm.evaluation.sheet import report_sheet
 from lvm.evaluation.suite import evaluate_prompts
-from lvm.inference.prompter import check_pair
+from lvm.evaluation.suites.base import Context
+from lvm.evaluation.suites.opening import SUITES, open_suite
+from lvm.evaluation.summary import summarise
+from lvm.inference.prompter import Prompter, check_pair
 from lvm.model import LVM
-from lvm.runtime import UserError
+from lvm.runtime import UserError, read_json, write_json
+from lvm.runtime.machine import git_commit, machine_description
+from lvm.runtime.model_files import model_fingerprint
+from lvm.runtime.tasks import read_shard, shard_of_environment
 from lvm.sources import Source, open_source
 from lvm.sources.world import WorldConfig, WorldSource
 from lvm.training import model_of_run
+from lvm.training.resume import find_checkpoint
 from tokenizer import VQGAN
 
-SUITES = ("perplexity", "demo")
+HELD_OUT = 150  # per mille of the groups of --data, where the model does not say
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -33,38 +59,172 @@ def make_parser() -> argparse.ArgumentParser:
         "lvm evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="folder in the Hugging Face layout, a run (its newest checkpoint), a checkpoint")
+    parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="options of the suite")
     parser.add_argument("--tokenizer", required=True, metavar="NAME_OR_PATH")
-    parser.add_argument("--suite", required=True, help=" or ".join(SUITES))
+    parser.add_argument("--suite", required=True, help=", ".join((*SUITES, "all", "demo")))
     parser.add_argument("--data", metavar="DIR|YAML", help="folder of pictures or YAML of a source (the world)")
     parser.add_argument("--out", required=True, type=Path, help="folder for the report")
-    parser.add_argument("--targets", type=int, default=200, help="queries a task (200)")
-    parser.add_argument("--clips", type=int, default=128, help="clips of the world; 0: no frames (128)")
+    parser.add_argument("--targets", type=int, help="queries a task (the suite's own number)")
+    parser.add_argument("--clips", type=int, default=128, help="of demo: clips of the world; 0: no frames (128)")
     parser.add_argument("--seed", type=int, default=0, help="of the world and of the choice of targets (0)")
     parser.add_argument(
-        "--held-out", type=int, default=150, help="groups of --data held out in training, per mille (150)"
-    )
+        "--held-out", type=int,
+        help=f"groups of --data held out in training, per mille; 1000: all (as the run was trained, or {HELD_OUT})",
+    )  # fmt: skip
+    parser.add_argument("--held-out-groups", nargs="+", metavar="GROUP", help="and these (exclude_groups of the run)")
     parser.add_argument("--workers", type=int, default=2, help="processes that read pictures (2); 0: this one reads")
-    parser.add_argument(
-        "--exact", action="store_true", help="perplexities in float32, not bfloat16 where that is faster"
-    )
+    parser.add_argument("--shard", metavar="I/N", help="do part I of N, from 0 (as Slurm or torchrun say)")
+    parser.add_argument("--exact", action="store_true", help="in float32, not bfloat16 where that is faster")
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    arguments = make_parser().parse_args(argv)
-    if arguments.suite not in SUITES:
-        raise UserError(f"--suite {arguments.suite!r} is unknown; use {' or '.join(SUITES)}")
-    if arguments.targets < 1:
+    arguments = make_parser().parse_intermixed_args(argv)
+    if arguments.targets is not None and arguments.targets < 1:
         raise UserError(f"--targets {arguments.targets}: must be at least 1")
+    if arguments.held_out is not None and not 0 <= arguments.held_out <= 1000:
+        raise UserError(f"--held-out {arguments.held_out}: must be from 0 to 1000, per mille")
+    if arguments.suite == "demo":
+        return evaluate_demo(arguments)
+    if arguments.suite != "all":
+        return evaluate_suite(arguments, arguments.suite, arguments.out)
+    if arguments.options:
+        raise UserError(f"{arguments.options[0]} is an option of one suite; name it with --suite, not all")
+    codes = []
+    for name in SUITES:
+        try:
+            codes.append(evaluate_suite(arguments, name, arguments.out / name))
+        except UserError as error:
+            print(f"{name}: not run: {error}", file=sys.stderr)
+    if not codes:
+        raise UserError("no suite could be run; the lines above say why")
+    return max(codes)
 
+
+def evaluate_suite(arguments: argparse.Namespace, name: str, out: Path) -> int:
     began = time.monotonic()
+    prompter = open_prompter(arguments)
+    context = make_context(arguments, prompter)
+    suite = open_suite(name, context, arguments.options)
+    precision: Precision = "exact" if arguments.exact else "auto"
+    question = {
+        "suite": name,
+        "model": identity(Path(arguments.model)),
+        "tokenizer": prompter.vq.fingerprint,
+        "precision": precision,
+        "settings": dict(suite.settings),
+    }
+    shard, num_shards = read_shard(arguments.shard) if arguments.shard else shard_of_environment()
+    job = EvaluationJob(out, suite, question, shard, num_shards)
+    job.run(lambda: prompter, precision)
+    if not job.is_complete():
+        print(f"shard {shard} of {num_shards} is done; other shards are not yet")
+        return 0
+    report = summarise(suite, job.write_rows(), arguments.seed)
+    report |= {
+        "model": str(arguments.model),
+        "model_fingerprint": question["model"],
+        "parameters": prompter.model.num_params(),
+        "tokenizer": prompter.vq.fingerprint,
+        "precision": precision,
+        "machine": machine_description(),
+        "commit": git_commit(),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    write_json(out / "report.json", report)
+    print_report(report)
+    print(out / "report.json")
+    if report["failed"]:
+        first = report["failed"][0]
+        print(
+            f"error: {len(report['failed'])} of {report['items']} cases failed, the first {first['file']}: "
+            f"{first['failed']}; all are in report.json; the same command tries them again",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """A line a task: its first measure right, under the controls, and what copies and the tokenizer reach."""
+    for name, row in report["tasks"].items():
+        measure = row["measure"]
+        parts = []
+        for condition, found in row["conditions"].items():
+            score = (found.get(measure) or {}).get("mean") if measure else found.get("perplexity")
+            if score is not None:
+                parts.append(f"{condition} {score:.3g}")
+        if measure:
+            parts += [
+                f"{kind} {found[measure]['mean']:.3g}" for kind, found in row["baselines"].items() if measure in found
+            ]
+        print(f"{name:<18} {measure or 'perplexity':<11} {'  '.join(parts)}")
+
+
+def open_prompter(arguments: argparse.Namespace) -> Prompter:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     vq = VQGAN.from_pretrained(arguments.tokenizer).to(device)
     model = open_model(Path(arguments.model), device)
     check_pair(model.config, vq)
+    return Prompter(model, vq)
+
+
+def open_model(path: Path, device: str) -> LVM:
+    if is_run(path):
+        return model_of_run(path).to(device)
+    return LVM.from_pretrained(path, device=device)
+
+
+def is_run(path: Path) -> bool:
+    return (path / "checkpoints").is_dir() or (path / "manifest.json").is_file()
+
+
+def identity(path: Path) -> str:
+    """Which weights these are."""
+    if is_run(path):
+        return hashlib.sha256((find_checkpoint(path) / "manifest.json").read_bytes()).hexdigest()
+    return model_fingerprint(path)
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    """Of the run a model is of; {} of an exported folder."""
+    if not is_run(path):
+        return {}
+    for folder in (path, *path.resolve().parents[:3]):
+        if (folder / "config.json").is_file() and "trainer" in (config := read_json(folder / "config.json")):
+            return config
+    return {}
+
+
+def make_context(arguments: argparse.Namespace, prompter: Prompter) -> Context:
+    config = config_of(Path(arguments.model))
+    data = config.get("data", {})
+    own = [group for source in data.get("sources", {}).values() for group in source.get("exclude_groups") or ()]
+    per_mille = data.get("held_out_per_mille", HELD_OUT) if arguments.held_out is None else arguments.held_out
+    world = {"kind": "world", **config["world"]} if config.get("world") else None
+    return Context(
+        data=arguments.data,
+        size=prompter.vq.config.resolution,
+        room=prompter.pictures_per_window,
+        num_cases=arguments.targets,
+        seed=arguments.seed,
+        kept_out=HeldOut(per_mille, tuple(arguments.held_out_groups or own)),
+        encode=make_encode(prompter),
+        workers=arguments.workers,
+        world=world,
+        prompt_bos=prompter.model.config.prompt_bos,
+    )
+
+
+# The page of the demo.
+
+
+def evaluate_demo(arguments: argparse.Namespace) -> int:
+    began = time.monotonic()
+    prompter = open_prompter(arguments)
+    model, vq = prompter.model, prompter.vq
     sets, clips, held_out = read_prompts(arguments, vq)
-    options = {"seed": arguments.seed, "generate_answers": arguments.suite == "demo"}
-    options["precision"] = "exact" if arguments.exact else "auto"
+    options = {"seed": arguments.seed, "precision": "exact" if arguments.exact else "auto"}
     found = evaluate_prompts(model, vq, sets, clips, **options)
     report = {**found.report, "suite": arguments.suite, "seed": arguments.seed, "parameters": model.num_params()}
     if held_out is not None:
@@ -72,8 +232,7 @@ def main(argv: Sequence[str]) -> int:
         report["held_out_latents"] = again.report
     report["seconds"] = round(time.monotonic() - began, 1)
     page = write_report(arguments.out, report, found.grids, title=f"Evaluation of {Path(arguments.model).name}")
-    if found.grids:
-        report_sheet(arguments.out / "sheet.png", found.grids)
+    report_sheet(arguments.out / "sheet.png", found.grids)
     for name, row in report["tasks"].items():
         by_pairs = "  ".join(f"{key}: {value:.2f}" for key, value in row["perplexity"].items())
         print(f"{name:<14} {by_pairs}")
@@ -81,22 +240,17 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def open_model(path: Path, device: str) -> LVM:
-    if (path / "checkpoints").is_dir() or (path / "manifest.json").is_file():
-        return model_of_run(path).to(device)
-    return LVM.from_pretrained(path, device=device)
-
-
 def read_prompts(arguments: argparse.Namespace, vq: VQGAN) -> tuple[list[PromptSet], ClipSet | None, PromptSet | None]:
     """Prompts, clips, and of the world also prompts under latents that no training sentence had."""
-    seed, workers = arguments.seed, arguments.workers
+    seed, workers, targets = arguments.seed, arguments.workers, arguments.targets or 200
     source: Source = WorldSource(WorldConfig(seed=seed)) if arguments.data is None else open_source(arguments.data)
     if not isinstance(source, WorldSource):
-        sets, clips = source_prompts(source, vq, arguments.held_out, arguments.targets, seed, workers=workers)
+        per_mille = HELD_OUT if arguments.held_out is None else arguments.held_out
+        sets, clips = source_prompts(source, vq, per_mille, targets, seed, workers=workers)
         return sets, clips, None
     world = WorldSource(replace(source.config, split="test"))
-    prompts = world_prompts(world, vq, arguments.targets, seed, workers=workers)
+    prompts = world_prompts(world, vq, targets, seed, workers=workers)
     clips = world_clips(world, vq, arguments.clips, seed, workers=workers) if arguments.clips else None
     unseen = list(world.held_out_latents)
-    held_out = world_prompts(world, vq, max(1, arguments.targets // 4), seed, unseen, workers) if unseen else None
+    held_out = world_prompts(world, vq, max(1, targets // 4), seed, unseen, workers) if unseen else None
     return [prompts], clips, held_out

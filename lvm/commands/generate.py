@@ -39,13 +39,14 @@ from lvm.inference.prompt_files import (
     sequence,
     shortened,
 )
-from lvm.inference.prompt_job import Outputs, PromptJob, refuse_other_question
+from lvm.inference.prompt_job import Outputs, PromptJob
 from lvm.inference.prompter import Prompter, check_pair
 from lvm.inference.reference_protocol import DEFAULTS, DTYPE, SETTINGS, OutputFiles, check_targets
 from lvm.inference.sampling import Sampling
 from lvm.model import LVM, LVMConfig, config_from_hugging_face
 from lvm.model_folder import read_json as read_model_json
 from lvm.runtime import UserError
+from lvm.runtime.job_folder import refuse_other_question
 from lvm.runtime.model_files import model_fingerprint
 from lvm.runtime.tasks import local_rank, read_shard, shard_of_environment, task_of_array
 from tokenizer import VQGAN

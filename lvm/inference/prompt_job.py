@@ -13,9 +13,7 @@ every N-th block. Whichever process finds all prompts done writes answers.jsonl.
 
 import contextlib
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,15 +22,15 @@ from lvm.inference.answer_files import Answered
 from lvm.inference.answering import Failed
 from lvm.inference.prompt_files import Asked
 from lvm.pictures.decode import PictureError
-from lvm.runtime.configs import differences, shown
-from lvm.runtime.errors import UserError
 from lvm.runtime.files import atomic_write, read_json, write_json
-from lvm.runtime.lease import RunLease, owner_is_alive
+from lvm.runtime.job_folder import check_folder, freeze_question, refuse_other_numbers
+from lvm.runtime.lease import RunLease
 from lvm.runtime.progress import Progress
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 16, 128  # prompts; the larger hold some hundred MB of pictures
 BLOCKS = 16  # of a short list, so that several processes find work
 VERSION = 1
+QUESTION = "generate.json"
 
 Answering = Callable[[Sequence[Asked]], Generator[Answered | Failed, None, None]]
 
@@ -84,7 +82,7 @@ class PromptJob:
         self.out, self.prompts, self.outputs = out, list(prompts), outputs
         self.shard, self.num_shards = shard, num_shards
         self.question = json.loads(json.dumps({"version": VERSION, **question}))
-        check_folder(out, self.question)
+        check_folder(out, QUESTION, self.question)
         self.mine = [block for number, block in enumerate(blocks(prompts)) if number % num_shards == shard]
 
     def is_done(self) -> bool:
@@ -93,7 +91,7 @@ class PromptJob:
 
     def run(self, answer: Answering) -> None:
         """Answer what is missing."""
-        freeze_question(self.out, self.question)
+        freeze_question(self.out, QUESTION, self.question)
         refuse_other_numbers(self.out, self.num_shards)
         with RunLease(self.out, f".shard-{self.shard}-of-{self.num_shards}.json", over_hosts=True) as lease:
             total = sum(map(len, self.mine))
@@ -175,49 +173,6 @@ def summary(record: dict[str, Any]) -> str:
 
 
 # The folder's state.
-
-
-def check_folder(out: Path, question: dict[str, Any]) -> None:
-    """Raise `UserError` where `out` holds something else, or the answers to another question."""
-    file = out / "generate.json"
-    if file.is_file():
-        refuse_other_question(out, read_json(file), question)
-    elif out.exists() and (not out.is_dir() or any(not name.startswith(".") for name in os.listdir(out))):
-        raise UserError(f"--out {out} exists and is not empty; name a new folder")
-
-
-def freeze_question(out: Path, question: dict[str, Any]) -> None:
-    """Write what is asked, unless another process was first: then it is judged by that."""
-    out.mkdir(parents=True, exist_ok=True)
-    link_new(out / "generate.json", json.dumps(question, indent=1, sort_keys=True) + "\n")
-    refuse_other_question(out, read_json(out / "generate.json"), question)
-
-
-def link_new(file: Path, text: str) -> None:
-    """Write a file that several may start to write: the first one counts."""
-    aside = file.with_name(f".tmp-{uuid.uuid4().hex[:8]}-{file.name}")
-    try:
-        aside.write_text(text)
-        os.link(aside, file)
-    except FileExistsError:
-        pass
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def refuse_other_question(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    if lines := differences(before, now):
-        raise UserError(f"--out {out} holds the answers to another question: {shown(lines)}; name a new folder")
-
-
-def refuse_other_numbers(out: Path, num_shards: int) -> None:
-    """Raise `UserError` where a live process of this host works on the folder in another number of shards."""
-    for file in out.glob(".shard-*-of-*.json"):
-        if not file.name.endswith(f"-of-{num_shards}.json") and owner_is_alive(owner := read_json(file)):
-            raise UserError(
-                f"{out} is being worked on by pid {owner.get('pid')} as {file.name[1:-5]}; "
-                "wait for it, or use the same number of shards"
-            )
 
 
 def sweep_killed(out: Path, prompts: Sequence[Asked]) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -133,3 +133,19 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def shown(lines: list[str], most: int = 6) -> str:
     return "; ".join(lines[:most]) + (f"; and {len(lines) - most} more" if len(lines) > most else "")
+
+
+def parse_options(overrides: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE, the values YAML. Raises `UserError`."""
+    from yaml import YAMLError, safe_load
+
+    values = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        try:
+            values[key] = safe_load(value)
+        except YAMLError:
+            equals = ""
+        if not equals or not key:
+            raise UserError(f"option {override!r} cannot be read; write KEY=VALUE")
+    return values

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lvm.pictures.decode import SUFFIXES as PICTURE_SUFFIXES
-from lvm.runtime import UserError, build, config_folder
+from lvm.runtime import UserError, build, config_folder, parse_options
 from lvm.sources.base import Source
 from lvm.sources.listing import VIDEO_SUFFIXES, walk_files
 
@@ -29,7 +29,7 @@ def open_source(config: "Mapping[str, Any] | str | Path", overrides: Sequence[st
     """
     if not isinstance(config, Mapping):
         config = _read(config)
-    config = {**config, **_parse(overrides)}
+    config = {**config, **parse_options(overrides)}
     values = {key: value for key, value in config.items() if key != "kind"}
     kind = config.get("kind", "pictures" if "path" in config else None)
     if kind in KINDS:
@@ -37,21 +37,6 @@ def open_source(config: "Mapping[str, Any] | str | Path", overrides: Sequence[st
         found = importlib.import_module(f"lvm.sources.{module}")
         return getattr(found, source)(build(getattr(found, settings), values))
     raise UserError(f"source kind {kind!r} is unknown; use one of {', '.join(KINDS)}")
-
-
-def _parse(overrides: Sequence[str]) -> dict[str, Any]:
-    from yaml import YAMLError, safe_load
-
-    values = {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        try:
-            values[key] = safe_load(value)
-        except YAMLError:
-            equals = ""
-        if not equals or not key:
-            raise UserError(f"option {override!r} cannot be read; write KEY=VALUE")
-    return values
 
 
 def kind_of(folder: Path) -> str:

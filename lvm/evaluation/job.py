@@ -1,0 +1,101 @@
+"""An evaluation as a job: restartable, in one process or in N, the same report either way.
+
+    OUT/evaluation.json      what was asked: another model, other data or options are refused for this folder
+        .rows/block-0003.json  rows of the cases of a block, complete or absent
+        .shard-I-of-N.json     the lease of a process
+        rows.jsonl           a line for each case, in order; what `lvm compare` reads
+        report.json          measures, controls, baselines (summary.py); report.html the same to look at
+
+A block of cases is the unit of work and always computed as a whole, so no number depends on when a job was killed or
+on how many work at it. Shard I of N takes every N-th block; whichever process finds all blocks done writes the report.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lvm.evaluation.ask import ask
+from lvm.evaluation.cases import Suite
+from lvm.evaluation.perplexity import Precision
+from lvm.inference.prompter import Prompter
+from lvm.runtime.files import atomic_write, read_json, write_json
+from lvm.runtime.job_folder import check_folder, freeze_question, refuse_other_numbers
+from lvm.runtime.lease import RunLease
+from lvm.runtime.progress import Progress
+from lvm.sources.base import BrokenItem
+
+LARGEST_BLOCK, BLOCKS = 32, 16  # cases; blocks of a short list, so that several processes find work
+QUESTION = "evaluation.json"
+VERSION = 1
+
+
+class EvaluationJob:
+    """Shard `shard` of `num_shards` of a suite's cases.
+
+    Raises `UserError` where `out` was asked something else, or a live process works at this shard.
+    """
+
+    def __init__(self, out: Path, suite: Suite, question: dict[str, Any], shard: int = 0, num_shards: int = 1) -> None:
+        self.out, self.suite, self.shard, self.num_shards = out, suite, shard, num_shards
+        self.question = json.loads(json.dumps({"version": VERSION, "cases": len(suite), **question}))
+        check_folder(out, QUESTION, self.question)
+        size = max(1, min(LARGEST_BLOCK, -(-len(suite) // BLOCKS)))
+        self.blocks = [range(start, min(start + size, len(suite))) for start in range(0, len(suite), size)]
+        self.mine = [number for number in range(len(self.blocks)) if number % num_shards == shard]
+
+    def file(self, block: int) -> Path:
+        return self.out / ".rows" / f"block-{block:05d}.json"
+
+    @property
+    def missing(self) -> list[int]:
+        """Blocks of this shard that are still to do, or have a case that failed."""
+        return [
+            block for block in self.mine if not self.file(block).is_file() or failed_in(read_json(self.file(block)))
+        ]
+
+    def run(self, prompter: Callable[[], Prompter], precision: Precision = "auto") -> None:
+        """Do what is missing."""
+        todo = self.missing
+        if not todo:
+            return
+        freeze_question(self.out, QUESTION, self.question)
+        refuse_other_numbers(self.out, self.num_shards)
+        with RunLease(self.out, f".shard-{self.shard}-of-{self.num_shards}.json", over_hosts=True) as lease:
+            (self.out / ".rows").mkdir(exist_ok=True)
+            opened = prompter()
+            total = sum(len(self.blocks[block]) for block in self.mine)
+            done = total - sum(len(self.blocks[block]) for block in todo)
+            with Progress(total, "cases", done=done) as progress:
+                for block in todo:
+                    rows = self._rows(opened, self.blocks[block], precision)
+                    lease.check()
+                    write_json(self.file(block), rows)
+                    progress.update(len(self.blocks[block]))
+
+    def _rows(self, prompter: Prompter, numbers: range, precision: Precision) -> list[dict[str, Any]]:
+        cases, failed = {}, {}
+        for number in numbers:
+            try:
+                cases[number] = self.suite.case(number)
+            except BrokenItem as error:
+                failed[number] = {"case": number, "file": error.file, "failed": error.reason}
+        answered = dict(zip(cases, ask(prompter, self.suite, list(cases.values()), precision)))
+        return [failed[number] if number in failed else {"case": number, **answered[number]} for number in numbers]
+
+    # What is derived of all shards' rows.
+
+    def is_complete(self) -> bool:
+        return all(self.file(block).is_file() for block in range(len(self.blocks)))
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [row for block in range(len(self.blocks)) for row in read_json(self.file(block))]
+
+    def write_rows(self) -> list[dict[str, Any]]:
+        rows = self.rows()
+        atomic_write(self.out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
+
+
+def failed_in(rows: list[dict[str, Any]]) -> bool:
+    return any("failed" in row for row in rows)

@@ -1,0 +1,246 @@
+"""From annotated pictures to cases: which query, which pairs before it, and what stands there under other conditions.
+
+    right        `pairs` pairs of the task and the query
+    wrong_task   as many pairs of another task of the same items, and the query
+    shuffled     the same pairs, each input before the answer of the next
+    none         the query alone
+    ensemble     the mean of the answers after `ensemble` prompts of other pairs, where more than one is asked for
+
+Beside them answers that need no model: the query, the last pair's answer, the mean of the pairs' answers, and the
+answer of the pair whose input is nearest to the query.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from lvm.evaluation.annotated import Annotated
+from lvm.evaluation.cases import ENSEMBLE, NONE, RIGHT, SHUFFLED, WRONG_TASK, Case, Shown
+from lvm.evaluation.prompts import pick
+from lvm.evaluation.tasks import Task, tasks_of
+from lvm.runtime import UserError
+from lvm.runtime.hashing import hash64, seed_from
+
+if TYPE_CHECKING:
+    from jaxtyping import Int64
+
+    from lvm.evaluation.cases import Picture
+
+THUMBNAIL = 16  # pixels a side, for the nearest pair
+
+Encode = Callable[["Sequence[Picture]"], "Int64[np.ndarray, 'n t']"]
+
+
+@dataclass(frozen=True)
+class PairingConfig:
+    pairs: int = 5  # before a query
+    pool: int = 64  # items that pairs are chosen from, for each query
+    choose: Literal["random", "nearest"] = "random"  # nearest: whose inputs share most codes with the query (Jaccard)
+    order: Literal["random", "nearest_last", "nearest_first"] = "random"  # of the chosen pairs
+    ensemble: int = 1  # prompts of other pairs, whose answers are averaged
+
+    def __post_init__(self) -> None:
+        for name in ("pairs", "pool", "ensemble"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)} must be at least 1")
+        if self.pool < self.pairs * self.ensemble:
+            raise UserError(
+                f"a pool of {self.pool} items does not hold {self.ensemble} x {self.pairs} pairs; raise pool"
+            )
+
+
+def jaccard(a: "Int64[np.ndarray, 't']", b: "Int64[np.ndarray, 't']") -> float:
+    """Codes that both pictures have, of those that either has (Chain-of-Focus prompting, ICLR 2025)."""
+    one, other = set(a.tolist()), set(b.tolist())
+    return len(one & other) / len(one | other)
+
+
+class Episodes:
+    """Queries of one task and the items that may stand before each.
+
+    Queries are the askable items that have the task's channels, in keyed order, gone through again with other pairs
+    where there are fewer than are wanted. Pairs are of the query's class with `same_label`, never of its group, and of
+    askable items too where there are enough. Raises `UserError` where no query has pairs enough.
+    """
+
+    def __init__(self, data: Annotated, task: Task, config: PairingConfig, seed: int, same_label: bool = False):
+        self.data, self.task, self.config = data, task, config
+        self._keys = (seed, seed_from(task.name))
+        holders = [i for i in range(len(data)) if data.has(i, task.input) and data.has(i, task.output)]
+        asked = [i for i in holders if data.may_ask(i)]
+        key = lambda i: data.labels[i] if same_label else ""
+        self._holders = group_by(holders, key)
+        self._askable = group_by(asked, key)
+        self._key = key
+        order = pick(len(asked), np.array(asked, np.int64), (*self._keys, 0)).tolist()
+        needed = config.pairs * config.ensemble
+        self.queries = [i for i in order if len(self.candidates(i)) >= needed]
+        if not self.queries:
+            alike = " of one class" if same_label else ""
+            raise UserError(
+                f"{data.name} has {len(asked)} pictures to ask about {task.name} and {len(holders)} with its channels "
+                f"({task.input}, {task.output}): no query has {needed} others{alike} to show before it; "
+                "give more pictures, fewer pairs, or hold out more"
+            )
+
+    def candidates(self, query: int) -> list[int]:
+        """Items that may stand before a query."""
+        group, key = self.data.groups[query], self._key(query)
+        alike = [i for i in self._askable.get(key, ()) if self.data.groups[i] != group]
+        if len(alike) < self.config.pairs * self.config.ensemble:
+            alike = [i for i in self._holders.get(key, ()) if self.data.groups[i] != group]
+        return alike
+
+    def query(self, number: int) -> int:
+        return self.queries[number % len(self.queries)]
+
+    def pool(self, number: int) -> list[int]:
+        """In keyed order."""
+        among = np.array(self.candidates(self.query(number)), np.int64)
+        return pick(self.config.pool, among, (*self._keys, 1, number)).tolist()
+
+    def view(self, number: int, items: Sequence[int]) -> int:
+        """One that all items of the sentence can be drawn under, above 0 where there is one."""
+        common = set.intersection(*(set(self.data.views(i)) for i in items)) or {0}
+        above = sorted(common - {0}) or [0]
+        return above[int(hash64(*self._keys, 2, number) % np.uint64(len(above)))]
+
+
+def group_by(items: Sequence[int], key: Callable[[int], str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return found
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What is known of one case before its prompts are made."""
+
+    query: "Mapping[str, Picture]"
+    shown: "list[Mapping[str, Picture]]"  # the pairs of each prompt, one after the other, in the order shown
+    pairs: int
+
+    def of(self, task: Task, prompt: int = 0) -> "list[tuple[Picture, Picture]]":
+        own = self.shown[prompt * self.pairs : (prompt + 1) * self.pairs]
+        return [(channels[task.input], channels[task.output]) for channels in own]
+
+
+def choose(episodes: Episodes, number: int, encode: Encode | None) -> Pairs:
+    """The pictures of case `number`: pairs by `choose` and `order`; of an ensemble all prompts' pairs."""
+    config, data, task = episodes.config, episodes.data, episodes.task
+    query, pool = episodes.query(number), episodes.pool(number)
+    needed = config.pairs * config.ensemble
+    if config.choose == "random" and config.order == "random":
+        pool = pool[:needed]
+    view = episodes.view(number, [query, *pool])
+    asked = data.read(query, view)
+    drawn = {i: data.read(i, view) for i in pool}
+    if len(pool) > needed or config.order != "random":
+        if encode is None:
+            raise UserError("pairs are chosen by their codes; give the tokenizer")
+        codes = encode([asked[task.input], *(drawn[i][task.input] for i in pool)])
+        near = {i: jaccard(codes[0], row) for i, row in zip(pool, codes[1:])}
+        if config.choose == "nearest":
+            pool = sorted(pool, key=lambda i: -near[i])[:needed]
+            if config.order == "random":
+                pool = pick(needed, np.array(pool), (*episodes._keys, 3, number)).tolist()
+        pool = pool[:needed]
+        prompts = [pool[k :: config.ensemble] for k in range(config.ensemble)]
+        if config.order != "random":
+            sign = 1 if config.order == "nearest_last" else -1
+            prompts = [sorted(own, key=lambda i: sign * near[i]) for own in prompts]
+        pool = [i for own in prompts for i in own]
+    return Pairs(asked, [drawn[i] for i in pool], config.pairs)
+
+
+def flat(pairs: "Sequence[tuple[Picture, Picture]]", query: "Picture") -> "tuple[Picture, ...]":
+    return (*(picture for pair in pairs for picture in pair), query)
+
+
+def shuffled(pairs: "Sequence[tuple[Picture, Picture]]") -> "list[tuple[Picture, Picture]]":
+    """Each input before the answer of the next pair; a single pair's answer becomes its input."""
+    if len(pairs) == 1:
+        return [(pairs[0][0], pairs[0][0])]
+    answers = [answer for _, answer in pairs]
+    return [(given, answer) for (given, _), answer in zip(pairs, [*answers[1:], answers[0]])]
+
+
+def prompts_of(found: Pairs, task: Task, wrong: Task | None, config: PairingConfig) -> dict[str, Shown]:
+    query, right = found.query[task.input], found.of(task)
+    prompts = {RIGHT: Shown(flat(right, query))}
+    if wrong is not None:
+        prompts[WRONG_TASK] = Shown(flat(found.of(wrong), query))
+    prompts[SHUFFLED] = Shown(flat(shuffled(right), query))
+    prompts[NONE] = Shown((query,))
+    for k in range(config.ensemble if config.ensemble > 1 else 0):
+        prompts[f"{ENSEMBLE}-{k}"] = Shown(flat(found.of(task, k), query), joins=ENSEMBLE)
+    return prompts
+
+
+def baselines_of(found: Pairs, task: Task) -> "dict[str, tuple[Picture, ...]]":
+    right, query = found.of(task), found.query[task.input]
+    near = min(right, key=lambda pair: float(np.square(thumbnail(pair[0]) - thumbnail(query)).mean()))
+    mean = np.mean([answer for _, answer in right], axis=0)
+    return {
+        "copy_query": (query,),
+        "copy_last_answer": (right[-1][1],),
+        "mean_answer": (np.rint(mean).astype(np.uint8),),
+        "nearest_pair": (near[1],),
+    }
+
+
+def thumbnail(picture: "Picture") -> Any:
+    """Means of the picture's parts."""
+    side = min(THUMBNAIL, *picture.shape[:2])
+    rows, columns = (np.arange(side + 1) * length // side for length in picture.shape[:2])
+    sums = np.add.reduceat(np.add.reduceat(picture.astype(np.float64), rows[:-1], 0), columns[:-1], 1)
+    return sums / (np.diff(rows)[:, None, None] * np.diff(columns)[:, None])
+
+
+def wrong_task(data: Annotated, query: int, items: Sequence[int], task: Task, keys: tuple[int, ...]) -> Task | None:
+    """Another task that all items of a case allow, the same whatever the order or number of cases."""
+    held = [channel for channel in data.channels if all(data.has(i, channel) for i in (query, *items))]
+    others = sorted((t for t in tasks_of(held) if t.output != task.output), key=lambda t: t.name)
+    return others[int(hash64(*keys) % np.uint64(len(others)))] if others else None
+
+
+class PairCases:
+    """Cases of several tasks of one set of pictures, task after task: what a pair suite is made of."""
+
+    def __init__(
+        self,
+        data: Annotated,
+        tasks: Sequence[Task],
+        config: PairingConfig,
+        num_cases: int,
+        seed: int,
+        same_label: bool = False,
+        encode: Encode | None = None,
+    ):
+        self.data, self.tasks, self.config, self.num_cases = data, list(tasks), config, num_cases
+        self._seed, self._encode = seed, encode
+        self.episodes = [Episodes(data, task, config, seed, same_label) for task in tasks]
+
+    def __len__(self) -> int:
+        return self.num_cases * len(self.tasks)
+
+    def case(self, i: int) -> Case:
+        which, number = divmod(i, self.num_cases)
+        episodes, task = self.episodes[which], self.tasks[which]
+        query = episodes.query(number)
+        found = choose(episodes, number, self._encode)
+        keys = (self._seed, seed_from(task.name), 4, number)
+        wrong = wrong_task(self.data, query, episodes.pool(number), task, keys)
+        again = number // len(episodes.queries)
+        return Case(
+            id=self.data.ids[query] + (f"#{again}" if again else ""),
+            task=task.name,
+            prompts=prompts_of(found, task, wrong, self.config),
+            truth=(found.query[task.output],),
+            label=self.data.labels[query],
+            baselines=baselines_of(found, task),
+            facts={"query": found.query, "shown": found.of(task), "wrong_task": wrong},
+        )

@@ -1,0 +1,1 @@
+"""The suites of `lvm evaluate`, one file each: what is asked, how an answer is judged, what was published."""

@@ -1,0 +1,104 @@
+"""What suites are made from: the data named on the command line, or the embedded world; and the base of pair suites."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from lvm.evaluation.annotated import Annotated, HeldOut, SourceItems, WorldItems
+from lvm.evaluation.cases import Case, Measure, Published
+from lvm.evaluation.pairing import Encode, PairCases, PairingConfig
+from lvm.evaluation.tasks import Task
+from lvm.runtime import UserError
+from lvm.sources import Source, open_source
+from lvm.sources.world import WorldSource
+
+if TYPE_CHECKING:
+    from lvm.evaluation.cases import Picture
+
+WORLD = "world_evaluated"  # configs/data/source: the embedded default
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a suite is told beside its own options."""
+
+    data: str | None  # folder, YAML or name of a source; None: the embedded world
+    size: int  # pixels a side of every picture
+    room: int  # pictures that fit the model's context, the answer included
+    num_cases: int | None = None  # of each task; None: the suite's own number
+    seed: int = 0
+    kept_out: HeldOut = field(default_factory=HeldOut)
+    encode: Encode | None = None  # pictures to codes
+    workers: int = 0  # processes that look through a source of files
+    world: Mapping[str, Any] | None = None  # the world that the model was trained on, where it is known
+    prompt_bos: bool = True  # whether the model's prompts begin with BOS
+
+    def pairs(self, wanted: int | None, default: int = 5) -> int:
+        """Pairs before a query: as asked for, or as many of `default` as fit. Raises `UserError`."""
+        most = (self.room - 2) // 2
+        if most < 1:
+            raise UserError(f"the model's context holds {self.room} pictures; a pair, a query and its answer are 4")
+        if wanted is not None and wanted > most:
+            raise UserError(f"pairs={wanted} do not fit: the model's context holds {self.room} pictures, {most} pairs")
+        return min(default, most) if wanted is None else wanted
+
+
+def open_data(context: Context) -> Source:
+    """The source; of a world the test split, of which nothing is trained on."""
+    source = open_source(context.data if context.data is not None else context.world or WORLD)
+    if isinstance(source, WorldSource):
+        seed = source.config.seed if context.world or context.data is not None else context.seed
+        return WorldSource(replace(source.config, split="test", seed=seed))
+    return source
+
+
+def open_items(context: Context, kind: str) -> Annotated:
+    """Annotated pictures of the data: of a world the units of one kind. Raises `UserError`."""
+    source = open_data(context)
+    if isinstance(source, WorldSource):
+        if not source.counts[kind]:
+            raise UserError(f"the world has no {kind}s: num_{kind}s is 0; evaluate on {WORLD}")
+        return WorldItems(source, kind, context.size)
+    return SourceItems(source, context.size, context.kept_out, context.seed, context.workers)
+
+
+Judge = Callable[["Case", "Sequence[Picture]"], Mapping[str, float]]
+
+
+@dataclass
+class PairSuite:
+    """A suite of pair prompts: cases of some tasks, judged by one function."""
+
+    name: str
+    title: str
+    measures: Sequence[Measure]
+    cases: PairCases
+    judged: Judge
+    settings: Mapping[str, Any]
+    published: Sequence[Published] = ()
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def case(self, i: int) -> Case:
+        return self.cases.case(i)
+
+    def judge(self, case: Case, pictures: "Sequence[Picture]") -> Mapping[str, float]:
+        return self.judged(case, pictures)
+
+    def over_all(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        return {}
+
+
+def describe_pairs(data: Annotated, task: Task | None, config: PairingConfig, context: Context) -> dict[str, Any]:
+    """The settings that all pair suites have."""
+    return {
+        "data": data.name,
+        "data_fingerprint": data.fingerprint(),
+        "size": context.size,
+        "seed": context.seed,
+        "held_out": vars(context.kept_out) if isinstance(data, SourceItems) else "test split",
+        "task": None if task is None else f"{task.input} -> {task.output}",
+        **vars(config),
+        "answers": "greedy",
+    }

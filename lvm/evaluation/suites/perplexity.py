@@ -1,0 +1,163 @@
+"""perplexity: how likely the true annotation is after 0, 1, 3, 5, 7 pairs, for every annotation of the data.
+
+The paper's figures 4 and 5 (arXiv 2312.00785): 5 pairs and a query, the 256 tokens of the annotation, over the whole
+softmax, averaged over examples after exponentiation and prompted without BOS. Here both averages, and the prompt with
+BOS (as our models are trained) and without.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lvm.evaluation.annotated import Annotated, WorldItems
+from lvm.evaluation.bootstrap import bootstrap_mean
+from lvm.evaluation.cases import NONE, RIGHT, SHUFFLED, WRONG_TASK, Case, Measure, Published, Shown
+from lvm.evaluation.pairing import PairCases, PairingConfig, flat
+from lvm.evaluation.suites.base import Context, describe_pairs, open_items
+from lvm.evaluation.summary import likelihoods, values
+from lvm.evaluation.tasks import Task, tasks_of
+from lvm.runtime import UserError
+
+if TYPE_CHECKING:
+    from lvm.evaluation.cases import Picture
+
+SHOTS = (0, 1, 3, 5, 7)
+NO_BOS = "right_without_bos"
+WITH_BOS = "right_with_bos"
+# Of a world: kind of unit -> channels asked about that scenes lack, and whether pairs are of one label.
+OF_KIND = {
+    "scene": ((), False),
+    "object": (("object_mask", "object_box"), True),
+    "turntable": (("mask", "keypoints"), False),
+    "puzzle": (("solution",), True),
+}
+CAVEAT = "ImageNet validation pictures with pseudo-labels, 256 tokens an answer; nothing here is those pictures"
+PUBLISHED = [
+    Published(model, scores, "figure 4", CAVEAT)
+    for model, scores in {
+        "LVM 300M": {"segmentation": 23.1, "depth": 21.1, "normal": 15.9, "edge": 282.4},
+        "LVM 600M": {"segmentation": 18.8, "depth": 17.5, "normal": 14.1, "edge": 215.7},
+        "LVM 1B": {"segmentation": 16.8, "depth": 15.9, "normal": 13.2, "edge": 193.0},
+        "LVM 3B": {"segmentation": 14.0, "depth": 13.5, "normal": 12.0, "edge": 155.0},
+    }.items()
+]
+
+
+@dataclass(frozen=True)
+class Options:
+    shots: tuple[int, ...] = SHOTS  # numbers of pairs; those that do not fit the context are left out
+    tasks: tuple[str, ...] = ()  # names of some tasks; empty: all that the data allow
+    other_bos: bool = True  # ask without BOS too; with it, of a model that is prompted without
+    choose: str = "random"
+    order: str = "random"
+    pool: int = 64
+
+
+class PerplexitySuite:
+    name, title = "perplexity", "Perplexity by number of pairs"
+    measures: Sequence[Measure] = ()  # of answers: none are painted
+    published = PUBLISHED
+
+    def __init__(self, context: Context, options: Options):
+        self.shots = sorted({k for k in options.shots if 2 * k + 2 <= context.room})
+        if any(k < 0 for k in options.shots) or max(self.shots, default=0) < 1:
+            raise UserError(f"shots {list(options.shots)}: at least one pair must fit into {context.room} pictures")
+        self._other_bos = not context.prompt_bos if options.other_bos else None
+        pairing: dict[str, Any] = {"choose": options.choose, "order": options.order, "pool": options.pool}
+        config = PairingConfig(pairs=max(self.shots), **pairing)
+        number = context.num_cases or 200
+        self._parts: list[PairCases] = []
+        for data, tasks, same_label in asked(context, options.tasks):
+            self._parts.append(PairCases(data, tasks, config, number, context.seed, same_label, context.encode))
+        self.settings = {
+            **describe_pairs(self._parts[0].data, None, config, context),
+            "data": [part.data.name for part in self._parts],
+            "data_fingerprint": [part.data.fingerprint() for part in self._parts],
+            "shots": self.shots,
+            "answers": "none are painted",
+        }
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def case(self, i: int) -> Case:
+        for part in self._parts:
+            if i < len(part):
+                break
+            i -= len(part)
+        case = part.case(i)
+        right, query = list(case.facts["shown"]), case.prompts[NONE].pictures[-1]
+        prompts = {str(k): Shown(flat(right[len(right) - k :], query), False) for k in self.shots[:-1] if k}
+        for name in (RIGHT, WRONG_TASK, SHUFFLED, NONE):
+            if name in case.prompts:
+                prompts[name] = replace(case.prompts[name], answered=False)
+        if self._other_bos is not None:
+            prompts[WITH_BOS if self._other_bos else NO_BOS] = replace(prompts[RIGHT], bos=self._other_bos)
+        return replace(case, prompts=prompts, baselines={})
+
+    def judge(self, case: Case, pictures: "Sequence[Picture]") -> Mapping[str, float]:
+        return {}
+
+    def over_all(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """By number of pairs: what the report of older scripts holds."""
+        by_pairs = {str(k): str(k) for k in self.shots} | {str(self.shots[-1]): RIGHT, "wrong": WRONG_TASK}
+        if 0 in self.shots:
+            by_pairs["0"] = NONE
+        of = {key: partial(under, name) for key, name in by_pairs.items()}
+        found = {key: likelihoods(rows, read) for key, read in of.items()}
+        found = {key: value for key, value in found.items() if value}
+        of_answer = {key: values(rows, partial(nats, by_pairs[key])) for key in found}
+        most = str(self.shots[-1])
+        report: dict[str, Any] = {
+            name: {key: value[name] for key, value in found.items()}
+            for name in ("perplexity", "per_answer_perplexity", "first_token")
+        }
+        report |= {"targets": len(rows), "distinct_targets": len({row["id"].split("#")[0] for row in rows})}
+        if "0" in of_answer:
+            report["saved_nats"] = bootstrap_mean(of_answer["0"] - of_answer[most])
+        if "wrong" in of_answer:
+            report["wrong_costs_nats"] = bootstrap_mean(of_answer["wrong"] - of_answer[most])
+        return report
+
+
+def under(condition: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = row["conditions"].get(condition, {})
+    return found
+
+
+def nats(condition: str, row: Mapping[str, Any]) -> float | None:
+    return under(condition, row).get("nll")
+
+
+def asked(context: Context, names: Sequence[str]) -> list[tuple[Annotated, list[Task], bool]]:
+    """(pictures, tasks, whether pairs are of one class) of everything the data hold. Raises `UserError`."""
+    scenes = open_items(context, "scene")
+    found: list[tuple[Annotated, list[Task], bool]] = []
+    if isinstance(scenes, WorldItems):
+        for kind, (channels, same_label) in OF_KIND.items():
+            if not scenes.world.counts[kind]:
+                continue
+            data = WorldItems(scenes.world, kind, context.size)
+            tasks = tasks_of(data.channels)
+            found.append((data, [t for t in tasks if not channels or t.output in channels], same_label))
+    else:
+        held = [t for t in tasks_of(scenes.channels) if any_asked(scenes, t)]
+        found.append((scenes, held, False))
+    known = [task.name for _, tasks, _ in found for task in tasks]
+    for name in names:
+        if name not in known:
+            raise UserError(f"tasks has {name!r}, which {scenes.name} does not allow; it has {', '.join(known)}")
+    chosen = [(data, [t for t in tasks if not names or t.name in names], alike) for data, tasks, alike in found]
+    chosen = [(data, tasks, alike) for data, tasks, alike in chosen if tasks]
+    if not chosen:
+        raise UserError(f"{scenes.name} has no annotation to ask about: nothing held out has two channels")
+    return chosen
+
+
+def any_asked(data: Annotated, task: Task) -> bool:
+    return any(data.may_ask(i) and data.has(i, task.input) and data.has(i, task.output) for i in range(len(data)))
+
+
+def make(context: Context, options: Options) -> PerplexitySuite:
+    return PerplexitySuite(context, options)

@@ -1,0 +1,126 @@
+"""Rows of cases to the report of a suite: means with intervals, paired differences, what the controls say.
+
+    {"suite", "title", "items", "failed": [...], "settings", "measures", "published",
+     "tasks": {task: {
+        "items", "measure",
+        "conditions": {condition: {measure: interval, "perplexity", "per_answer_perplexity", "first_token", ...}},
+        "baselines":  {name: {measure: interval}},
+        "controls":   {control: {"nats": interval, measure: interval}},   differences, see below
+        "over_baselines": {name: {measure: interval}}}}}
+
+Differences are right minus control and right minus baseline; of nats control minus right, so that above 0 the pairs
+are worth something. An interval is {"mean", "low", "high"}: 95%, bootstrapped over cases (for differences over those of
+the same case).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lvm.evaluation.bootstrap import bootstrap_mean
+from lvm.evaluation.cases import CONTROLS, RIGHT, Measure, Suite
+
+Row = Mapping[str, Any]
+
+
+def summarise(suite: Suite, rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
+    """`rows` as `lvm.evaluation.job` keeps them; those that failed are listed and left out."""
+    failed = [dict(row) for row in rows if "failed" in row]
+    tasks: dict[str, list[Row]] = {}
+    for row in rows:
+        if "failed" not in row:
+            tasks.setdefault(row["task"], []).append(row)
+    return {
+        "suite": suite.name,
+        "title": suite.title,
+        "items": len(rows),
+        "failed": failed,
+        "settings": dict(suite.settings),
+        "measures": [vars(measure) for measure in suite.measures],
+        "published": [vars(row) | {"scores": dict(row.scores)} for row in suite.published],
+        "tasks": {
+            name: {**summarise_task(suite.measures, found, seed), **suite.over_all(found)}
+            for name, found in tasks.items()
+        },
+    }
+
+
+def summarise_task(measures: Sequence[Measure], rows: Sequence[Row], seed: int) -> dict[str, Any]:
+    names = [measure.name for measure in measures]
+    conditions = list(dict.fromkeys(name for row in rows for name in row["conditions"]))
+    baselines = list(dict.fromkeys(name for row in rows for name in row["baselines"]))
+    under = {name: lambda row, name=name: row["conditions"].get(name, {}) for name in conditions}
+    score = lambda of, name: values(rows, lambda row: of(row).get("scores", {}).get(name))
+    baseline = lambda kind, name: values(rows, lambda row: row["baselines"].get(kind, {}).get(name))
+    nats = lambda of: values(rows, lambda row: of(row).get("nll"))
+    found: dict[str, Any] = {
+        "items": len(rows),
+        "measure": names[0] if names else None,
+        "conditions": {
+            condition: {
+                **likelihoods(rows, of),
+                **{name: interval(score(of, name), seed) for name in names if given(score(of, name))},
+            }
+            for condition, of in under.items()
+        },
+        "baselines": {
+            kind: {name: interval(baseline(kind, name), seed) for name in names if given(baseline(kind, name))}
+            for kind in baselines
+        },
+        "controls": {},
+        "over_baselines": {},
+    }
+    if RIGHT not in under:
+        return found
+    right = under[RIGHT]
+    for control in (name for name in CONTROLS if name in under):
+        found["controls"][control] = {
+            "nats": interval(nats(under[control]) - nats(right), seed),
+            **{
+                name: interval(score(right, name) - score(under[control], name), seed)
+                for name in names
+                if given(score(right, name))
+            },
+        }
+    for kind in baselines:
+        found["over_baselines"][kind] = {
+            name: interval(score(right, name) - baseline(kind, name), seed)
+            for name in names
+            if given(score(right, name))
+        }
+    return found
+
+
+def likelihoods(rows: Sequence[Row], of: Callable[[Row], Mapping[str, Any]]) -> dict[str, Any]:
+    """Perplexity = exp of the mean NLL of all tokens; per answer, as the published scripts average: the mean over
+    answers of exp(mean NLL); `first_token` the perplexity of an answer's first code."""
+    kept = [of(row) for row in rows if of(row).get("nll") is not None]
+    if not kept:
+        return {}
+    nll, tokens, first = (np.array([row[key] for row in kept], np.float64) for key in ("nll", "tokens", "first_token"))
+    with np.errstate(over="ignore"):
+        found: dict[str, Any] = {
+            "perplexity": finite(np.exp(nll.sum() / tokens.sum())),
+            "per_answer_perplexity": finite(np.exp(nll / tokens).mean()),
+            "first_token": finite(np.exp(first.mean())),
+        }
+    return found
+
+
+def values(rows: Sequence[Row], of: Callable[[Row], Any]) -> np.ndarray:
+    return np.array([np.nan if (value := of(row)) is None else value for row in rows], np.float64)
+
+
+def given(found: np.ndarray) -> bool:
+    return bool((~np.isnan(found)).any())
+
+
+def interval(found: np.ndarray, seed: int) -> dict[str, Any]:
+    return {key: finite(value) for key, value in bootstrap_mean(found, seed).items()} | {
+        "items": int((~np.isnan(found)).sum())
+    }
+
+
+def finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
