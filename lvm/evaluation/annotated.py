@@ -20,6 +20,7 @@ from lvm.runtime import UserError
 from lvm.runtime.hashing import group_hash, hash64, held_out
 from lvm.sources.base import BrokenItem, Source
 from lvm.sources.reading import read_units
+from lvm.world import turntables
 
 if TYPE_CHECKING:
     from lvm.evaluation.cases import Picture
@@ -111,9 +112,12 @@ class WorldItems:
         if self.kind in ("scene", "object"):
             steady, drawn = self.world.draw(unit, [view - 1], self._size)
             return {**steady, **drawn}
+        if self.kind == "turntable":  # one of its views
+            shown = int(hash64(group_hash(self.ids[i]), 7) % np.uint64(turntables.NUM_VIEWS))
+            turntable, channels = self.world.turntable(unit - self._units.start), self.world.config.channels
+            return turntables.view_channels(turntable, shown, self._size, channels)
         item = self.world.read(unit, self._size)[0]
-        frame = int(hash64(group_hash(item.id), 7) % np.uint64(item.num_pictures))  # of a turntable
-        return {name: pictures[frame] for name, pictures in item.channels.items()}
+        return {name: pictures[0] for name, pictures in item.channels.items()}
 
     def fingerprint(self) -> str:
         return f"{self.world.fingerprint()} {self.kind} {self._latents} {self._size}"

@@ -1,0 +1,1 @@
+"""Layouts of public datasets, read as their authors distribute them."""
