@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from lvm.evaluation.prompts import pick
+from lvm.pictures.geometry import Geometry
 from lvm.runtime import UserError
 from lvm.runtime.hashing import group_hash, hash64, held_out
 from lvm.sources.base import BrokenItem, Source
@@ -184,6 +185,16 @@ class SourceItems:
         items = self._kept(i, lambda: self.source.read(found.unit, self._size))
         pictures = {item.view: {name: frames[0] for name, frames in item.channels.items()} for item in items}
         return {**pictures[min(pictures)], **pictures.get(view, {})}
+
+    def unit(self, i: int) -> int:
+        """Of the source."""
+        return self._found[i].unit
+
+    def geometry(self, i: int, view: int) -> Geometry | None:
+        """The part of the picture that `read` draws; None: all of it."""
+        items = self._kept(i, lambda: self.source.read(self._found[i].unit, self._size))
+        cut = {item.view: Geometry(**item.meta["geometry"]) for item in items if "geometry" in item.meta}
+        return cut.get(view, cut[min(cut)]) if cut else None
 
     def fingerprint(self) -> str:
         return f"{self.source.fingerprint()} {self._kept_out} {self._size}"

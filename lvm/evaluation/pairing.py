@@ -10,6 +10,7 @@ Beside them answers that need no model: the query, the last pair's answer, the m
 answer of the pair whose input is nearest to the query.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -62,28 +63,45 @@ class Episodes:
 
     Queries are the askable items that have the task's channels, in keyed order, gone through again with other pairs
     where there are fewer than are wanted. Pairs are of the query's class with `same_label`, never of its group, and of
-    askable items too where there are enough. Raises `UserError` where no query has pairs enough.
+    askable items too where there are enough; or of those that `may_show` allows. Raises `UserError` where no query has
+    pairs enough.
     """
 
-    def __init__(self, data: Annotated, task: Task, config: PairingConfig, seed: int, same_label: bool = False):
+    def __init__(
+        self,
+        data: Annotated,
+        task: Task,
+        config: PairingConfig,
+        seed: int,
+        same_label: bool = False,
+        may_show: Callable[[int], bool] | None = None,
+    ):
         self.data, self.task, self.config = data, task, config
         self._keys = (seed, seed_from(task.name))
         holders = [i for i in range(len(data)) if data.has(i, task.input) and data.has(i, task.output)]
         asked = [i for i in holders if data.may_ask(i)]
         key = lambda i: data.labels[i] if same_label else ""
-        self._holders = group_by(holders, key)
-        self._askable = group_by(asked, key)
+        shown = holders if may_show is None else [i for i in holders if may_show(i)]
+        self._holders = group_by(shown, key)
+        self._askable = group_by(asked if may_show is None else shown, key)
         self._key = key
         order = pick(len(asked), np.array(asked, np.int64), (*self._keys, 0)).tolist()
         needed = config.pairs * config.ensemble
-        self.queries = [i for i in order if len(self.candidates(i)) >= needed]
+        others = self._count_others()
+        self.queries = [i for i in order if others(i) >= needed]
         if not self.queries:
             alike = " of one class" if same_label else ""
             raise UserError(
-                f"{data.name} has {len(asked)} pictures to ask about {task.name} and {len(holders)} with its channels "
+                f"{data.name} has {len(asked)} pictures to ask about {task.name} and {len(shown)} to show "
                 f"({task.input}, {task.output}): no query has {needed} others{alike} to show before it; "
                 "give more pictures, fewer pairs, or hold out more"
             )
+
+    def _count_others(self) -> Callable[[int], int]:
+        """How many items may stand before a query at most."""
+        groups, key = self.data.groups, self._key
+        of_group = Counter((key(i), groups[i]) for items in self._holders.values() for i in items)
+        return lambda i: len(self._holders.get(key(i), ())) - of_group[key(i), groups[i]]
 
     def candidates(self, query: int) -> list[int]:
         """Items that may stand before a query."""
@@ -122,6 +140,7 @@ class Pairs:
     query: "Mapping[str, Picture]"
     shown: "list[Mapping[str, Picture]]"  # the pairs of each prompt, one after the other, in the order shown
     pairs: int
+    view: int  # that all are drawn under
 
     def of(self, task: Task, prompt: int = 0) -> "list[tuple[Picture, Picture]]":
         own = self.shown[prompt * self.pairs : (prompt + 1) * self.pairs]
@@ -153,7 +172,7 @@ def choose(episodes: Episodes, number: int, encode: Encode | None) -> Pairs:
             sign = 1 if config.order == "nearest_last" else -1
             prompts = [sorted(own, key=lambda i: sign * near[i]) for own in prompts]
         pool = [i for own in prompts for i in own]
-    return Pairs(asked, [drawn[i] for i in pool], config.pairs)
+    return Pairs(asked, [drawn[i] for i in pool], config.pairs, view)
 
 
 def flat(pairs: "Sequence[tuple[Picture, Picture]]", query: "Picture") -> "tuple[Picture, ...]":
@@ -219,10 +238,11 @@ class PairCases:
         seed: int,
         same_label: bool = False,
         encode: Encode | None = None,
+        may_show: Callable[[int], bool] | None = None,
     ):
         self.data, self.tasks, self.config, self.num_cases = data, list(tasks), config, num_cases
         self._seed, self._encode = seed, encode
-        self.episodes = [Episodes(data, task, config, seed, same_label) for task in tasks]
+        self.episodes = [Episodes(data, task, config, seed, same_label, may_show) for task in tasks]
 
     def __len__(self) -> int:
         return self.num_cases * len(self.tasks)
@@ -242,5 +262,11 @@ class PairCases:
             truth=(found.query[task.output],),
             label=self.data.labels[query],
             baselines=baselines_of(found, task),
-            facts={"query": found.query, "shown": found.of(task), "wrong_task": wrong},
+            facts={
+                "query": found.query,
+                "shown": found.of(task),
+                "wrong_task": wrong,
+                "item": query,
+                "view": found.view,
+            },
         )

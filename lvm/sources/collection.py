@@ -86,6 +86,11 @@ class CollectionSource:
         parts = ((name, getattr(source, "unmatched", [])) for name, source in self.sources.items())
         return [f"{name}/{line}" for name, lines in parts for line in lines]
 
+    def part(self, i: int) -> tuple[Source, int]:
+        """The source of unit i, and its number there."""
+        part, unit = self._find(i)
+        return self.sources[self._names[part]], unit
+
     def fingerprint(self) -> str:
         parts = [f"{name} {source.fingerprint()}" for name, source in self.sources.items()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -165,13 +165,21 @@ class Depth(_OfImage):
     near: float | None = None
     far: float | None = None
 
-    def draw(self, geometry: Geometry, size: int, photo: Any) -> "UInt8[np.ndarray, 'y x 3']":
+    def distances(self, geometry: Geometry, size: int) -> "Float[np.ndarray, 'y x']":
+        """In the values' unit, of disparities their inverse; unknown is not above 0, or NaN."""
         part = geometry.cut(self.image).resize((size, size), Image.Resampling.NEAREST)
         values = geometry.turn(np.asarray(part)).astype(np.float32)
-        distance = depth.from_disparity(values) if self.disparity else values
-        near, far = depth.percentiles(distance)
+        return depth.from_disparity(values) if self.disparity else values
+
+    def range(self, distances: "Float[np.ndarray, 'y x']") -> tuple[float, float]:
+        """What is drawn white and what black."""
+        near, far = depth.percentiles(distances)
         near, far = near if self.near is None else self.near, far if self.far is None else self.far
-        return depth.draw(distance, near, max(far, near * 1.001))
+        return near, max(far, near * 1.001)
+
+    def draw(self, geometry: Geometry, size: int, photo: Any) -> "UInt8[np.ndarray, 'y x 3']":
+        distances = self.distances(geometry, size)
+        return depth.draw(distances, *self.range(distances))
 
 
 @dataclass(frozen=True)

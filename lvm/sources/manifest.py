@@ -168,6 +168,16 @@ class ManifestSource:
         except (ValueError, TypeError, LookupError, OverflowError) as error:  # of boxes and keypoints of another form
             raise BrokenItem(where, f"has annotations of another form than asked for ({error})") from None
 
+    def first_frame(self, i: int) -> Frame:
+        """What `read` draws, before it is drawn. Raises `BrokenItem`."""
+        line = self.lines[i]
+        if isinstance(line, str):
+            raise BrokenItem(f"{self.path}:{self.ids[i]}", line)
+        try:
+            return self._frame(line, 0, self._files(line)[0])
+        except decode.PictureError as error:
+            raise BrokenItem(error.file, error.reason) from None
+
     def _frame(self, line: dict[str, Any], n: int, file: str) -> Frame:
         config = self.config
         picture = decode.load(self._inside(file), config.max_pixels)

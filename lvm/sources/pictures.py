@@ -283,6 +283,13 @@ class PicturesSource:
         except decode.PictureError as error:
             raise BrokenItem(error.file, error.reason) from None
 
+    def first_frame(self, i: int) -> Frame:
+        """What `read` draws, before it is drawn. Raises `BrokenItem`."""
+        try:
+            return self._frame(self.units[i], 0)
+        except decode.PictureError as error:
+            raise BrokenItem(error.file, error.reason) from None
+
     def _frame(self, unit: Unit, n: int) -> Frame:
         file = self.root / unit.channels["image"][n]
         annotations = {
