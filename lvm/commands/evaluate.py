@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from lvm.evaluation.annotated import HeldOut
-from lvm.evaluation.ask import make_encode
+from lvm.evaluation.ask import Codes
 from lvm.evaluation.job import EvaluationJob
 from lvm.evaluation.perplexity import Precision
 from lvm.evaluation.prompts import ClipSet, PromptSet, source_prompts, world_clips, world_prompts
@@ -209,7 +209,8 @@ def make_context(arguments: argparse.Namespace, prompter: Prompter) -> Context:
         num_cases=arguments.targets,
         seed=arguments.seed,
         kept_out=HeldOut(per_mille, tuple(arguments.held_out_groups or own)),
-        encode=make_encode(prompter),
+        encode=Codes(prompter),
+        decode=prompter.decode,
         workers=arguments.workers,
         world=world,
         prompt_bos=prompter.model.config.prompt_bos,

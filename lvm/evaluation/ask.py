@@ -157,8 +157,3 @@ def repaint(prompter: Prompter, row: Mapping[str, Any], condition: str) -> "UInt
     """The answer of a row as pictures; None where none was painted."""
     codes = row["conditions"].get(condition, {}).get("codes")
     return None if codes is None else prompter.decode(unpack(codes, prompter.tokens_per_picture))
-
-
-def make_encode(prompter: Prompter) -> Any:
-    """For choosing pairs by their codes."""
-    return Codes(prompter)

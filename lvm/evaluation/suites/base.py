@@ -13,6 +13,9 @@ from lvm.sources import Source, open_source
 from lvm.sources.world import WorldSource
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import UInt8
+
     from lvm.evaluation.cases import Picture
 
 WORLD = "world_evaluated"  # configs/data/source: the embedded default
@@ -29,6 +32,7 @@ class Context:
     seed: int = 0
     kept_out: HeldOut = field(default_factory=HeldOut)
     encode: Encode | None = None  # pictures to codes
+    decode: "Callable[[Any], UInt8[np.ndarray, 'n y x 3']] | None" = None  # codes [n, t] to pictures
     workers: int = 0  # processes that look through a source of files
     world: Mapping[str, Any] | None = None  # the world that the model was trained on, where it is known
     prompt_bos: bool = True  # whether the model's prompts begin with BOS
