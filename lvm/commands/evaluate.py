@@ -13,8 +13,9 @@
 
 Without --data on scenes of the embedded world that no training reads. In every suite the same queries are asked after
 the right pairs, those of another task, shuffled ones and none, beside answers that need no model and the tokenizer's
-ceiling. KEY=VALUE sets an option of the suite (docs/evaluation.md). Writes report.json, report.html and rows.jsonl; the
-same command again continues an evaluation that was stopped, --shard I/N (or Slurm, or torchrun) does a part of it.
+ceiling. KEY=VALUE sets an option of the suite (docs/evaluation.md). Writes report.json, report.html, sheet.png and
+rows.jsonl; the same command again continues an evaluation that was stopped, --shard I/N (or Slurm, or torchrun) does a
+part of it.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from lvm.evaluation.prompts import ClipSet, PromptSet, source_prompts, world_cli
 from lvm.evaluation.report import write_report
 from lvm.evaluation.sheet import report_sheet
 from lvm.evaluation.suite import evaluate_prompts
+from lvm.evaluation.suite_page import write_suite_page
 from lvm.evaluation.suites.base import Context
 from lvm.evaluation.suites.opening import SUITES, open_suite
 from lvm.evaluation.summary import summarise
@@ -120,7 +122,8 @@ def evaluate_suite(arguments: argparse.Namespace, name: str, out: Path) -> int:
     if not job.is_complete():
         print(f"shard {shard} of {num_shards} is done; other shards are not yet")
         return 0
-    report = summarise(suite, job.write_rows(), arguments.seed)
+    rows = job.write_rows()
+    report = summarise(suite, rows, arguments.seed)
     report |= {
         "model": str(arguments.model),
         "model_fingerprint": question["model"],
@@ -132,8 +135,9 @@ def evaluate_suite(arguments: argparse.Namespace, name: str, out: Path) -> int:
         "seconds": round(time.monotonic() - began, 1),
     }
     write_json(out / "report.json", report)
+    page = write_suite_page(out, suite, report, rows, prompter)
     print_report(report)
-    print(out / "report.json")
+    print(page)
     if report["failed"]:
         first = report["failed"][0]
         print(

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lvm.evaluation.strips import Cell, Strip
 from lvm.evaluation.suite import Grid
 from lvm.runtime.files import atomic_path
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 CELL = 96  # pixels a side of a picture
 GAP, HEAD, SIDE = 4, 26, 116
-PAPER, INK, SOFT = (255, 255, 255), (30, 30, 30), (110, 110, 110)
+PAPER, INK, SOFT, ANSWER = (255, 255, 255), (30, 30, 30), (110, 110, 110), (217, 130, 43)
+LINE = 14  # pixels of a line of text
 
 
 def enlarge(picture: "UInt8[np.ndarray, 'y x 3']", side: int) -> "UInt8[np.ndarray, 'side side 3']":
@@ -55,3 +57,43 @@ def report_sheet(path: str | Path, grids: Sequence[Grid], rows_each: int = 2, ce
     """Write `draw_sheet` as a PNG of few colours' worth of bytes, atomically."""
     with atomic_path(path) as aside:
         draw_sheet(grids, rows_each, cell).save(aside, format="PNG", optimize=True)
+
+
+def strip_sheet(path: str | Path, strips: Sequence[Strip], cell: int = CELL) -> None:
+    """Strips below each other, their prompts in half the size above their answers; written atomically."""
+    drawn = [draw_strip(strip, cell) for strip in strips]
+    width = max((image.width for image in drawn), default=1)
+    sheet = Image.new("RGB", (width, max(1, sum(image.height for image in drawn))), PAPER)
+    top = 0
+    for image in drawn:
+        sheet.paste(image, (0, top))
+        top += image.height
+    with atomic_path(path) as aside:
+        sheet.save(aside, format="PNG", optimize=True)
+
+
+def draw_strip(strip: Strip, cell: int = CELL) -> Image.Image:
+    font, bold = ImageFont.load_default(size=11), ImageFont.load_default(size=14)
+    lines = 1 + max((len(one.notes) for one in strip.cells), default=0)
+    width = max(len(strip.prompt) * (cell // 2 + GAP), len(strip.cells) * (cell + GAP), 4 * cell) + 2 * GAP
+    prompt_height = cell // 2 + GAP if strip.prompt else 0
+    image = Image.new("RGB", (width, HEAD + prompt_height + cell + lines * LINE + 2 * GAP), PAPER)
+    pen = ImageDraw.Draw(image)
+    pen.text((GAP, HEAD / 2), f"{strip.task}: {strip.title}", INK, bold, anchor="lm")
+    for k, one in enumerate(strip.prompt):
+        image.paste(Image.fromarray(enlarge(one.picture, cell // 2)), (GAP + k * (cell // 2 + GAP), HEAD))
+    for k, one in enumerate(strip.cells):
+        draw_cell(image, pen, one, (GAP + k * (cell + GAP), HEAD + prompt_height), cell, font)
+    return image
+
+
+def draw_cell(
+    image: Image.Image, pen: ImageDraw.ImageDraw, one: Cell, place: tuple[int, int], side: int, font: Any
+) -> None:
+    left, top = place
+    image.paste(Image.fromarray(enlarge(one.picture, side)), place)
+    if one.answer:
+        pen.rectangle((left, top, left + side - 1, top + side - 1), outline=ANSWER, width=2)
+    for line, words in enumerate((one.name, *one.notes)):
+        colour = SOFT if line else INK
+        pen.text((left + side / 2, top + side + 2 + line * LINE), words, colour, font, anchor="ma")

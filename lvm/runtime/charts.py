@@ -228,3 +228,40 @@ def bar_chart(bars: Mapping[str, float], unit: str, width: int = 720) -> str:
             text(left + length + 8, y + 14, f"{short(round(value, 1))} {unit}", "start", 12),
         ]
     return svg(width, row * len(bars) + 8, parts, "bars")
+
+
+@dataclass(frozen=True)
+class Dot:
+    name: str
+    value: float
+    colour: str
+    low: float | None = None  # of an interval
+    high: float | None = None
+
+
+def dot_chart(rows: Mapping[str, Sequence[Dot]], x_title: str, logarithmic: bool = False, width: int = 460) -> str:
+    """A line for each row with its dots and their intervals, over a common x."""
+    dots = [dot for row in rows.values() for dot in row if not logarithmic or dot.value > 0]
+    if not dots:
+        return ""
+    to_x = math.log if logarithmic else float
+    ends = [to_x(x) for dot in dots for x in (dot.value, dot.low, dot.high) if x is not None]
+    low, high = min(ends), max(ends)
+    pad = 0.03 * (high - low) or 0.5
+    left, right, top, each = 8 + 6.6 * min(20, max(map(len, rows))), width - 14, 32, 24
+    bottom = top + each * len(rows)
+    at_x = lambda x: left + (to_x(x) - low + pad) / (high - low + 2 * pad) * (right - left)
+    ticks = log_ticks(math.exp(low), math.exp(high)) if logarithmic else []
+    parts = []
+    for tick in _few(ticks) if len(ticks) > 1 else nice_ticks(math.exp(low) if logarithmic else low, high, 4):
+        parts += [rule(at_x(tick), top, at_x(tick), bottom), text(at_x(tick), bottom + 14, short(tick), size=10)]
+    parts.append(text((left + right) / 2, bottom + 30, x_title, size=11))
+    for k, (name, row) in enumerate(rows.items()):
+        y = top + each * (k + 0.5)
+        parts += [rule(left, y, right, y), text(left - 6, y + 4, name, "end", 11)]
+        for dot in reversed(row):  # the first one on top
+            if dot.low is not None and dot.high is not None:
+                parts.append(path([(at_x(dot.low), y), (at_x(dot.high), y)], dot.colour, 2.0, 'stroke-opacity="0.6"'))
+            parts.append(f'<circle cx="{at_x(dot.value):.1f}" cy="{y:.1f}" r="4.5" fill="{dot.colour}"/>')
+    parts += legend(list({dot.name: dot.colour for dot in dots}.items()), right, 16)
+    return svg(width, int(bottom) + 36, parts, x_title)

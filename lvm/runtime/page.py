@@ -31,6 +31,12 @@ svg { display: block; width: 100%; height: auto; }
 .grid span { font-size: .78rem; color: var(--soft); text-align: center; align-self: end; }
 .grid img { width: 100%; display: block; border-radius: 2px; } img.small { image-rendering: pixelated; }
 .grid img.answer { outline: 2px solid #d9822b; outline-offset: -1px; }
+.strip { display: flex; flex-wrap: wrap; gap: 6px; margin: 4px 0 8px; }
+.strip figure { margin: 0; width: 96px; } .strip.prompt figure { width: 58px; }
+.strip img { width: 100%; display: block; border-radius: 2px; } .strip .answer img { outline: 2px solid #d9822b; }
+figcaption { font-size: .74rem; line-height: 1.3; text-align: center; color: var(--soft); }
+figcaption b { color: CanvasText; font-weight: 600; }
+td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 220px; }
 details { margin-top: 20px; } pre { overflow-x: auto; font-size: .8rem; background: var(--wash); padding: 10px; }
 """
 

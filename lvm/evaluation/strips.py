@@ -1,0 +1,138 @@
+"""Cases of an evaluation to look at: the best, the median and the worst of each task, drawn again from their rows.
+
+A strip is what one case showed and what came of it: the prompt's pictures, then the query, the answers after each kind
+of prompt, the truth as the tokenizer can draw it, and the truth. Nothing is kept for it while a suite is asked: the
+prompt is `suite.case(i)` again, the answers are the codes in the row.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lvm.evaluation.ask import repaint
+from lvm.evaluation.cases import CEILING, CONTROLS, ENSEMBLE, RIGHT, Case, Measure, Suite
+from lvm.inference.prompter import Prompter
+from lvm.runtime.page import number
+
+if TYPE_CHECKING:
+    from lvm.evaluation.cases import Picture
+
+Row = Mapping[str, Any]
+MOST_ANSWERS = 6  # kinds of prompts of which answers are shown
+
+
+@dataclass(frozen=True)
+class Cell:
+    name: str
+    picture: "Picture"
+    notes: tuple[str, ...] = ()  # below it
+    answer: bool = False  # painted by the model, or chosen by it
+
+
+@dataclass(frozen=True)
+class Strip:
+    task: str
+    title: str
+    prompt: tuple[Cell, ...]
+    cells: tuple[Cell, ...]
+
+
+def draw_strips(suite: Suite, rows: Sequence[Row], prompter: Prompter) -> list[Strip]:
+    """Of each task in the order of `rows`; those that failed are left out."""
+    tasks: dict[str, list[Row]] = {}
+    for row in rows:
+        if "failed" not in row:
+            tasks.setdefault(row["task"], []).append(row)
+    return [
+        draw_strip(suite, row, f"{place} of {len(found)}", prompter)
+        for found in tasks.values()
+        for place, row in chosen(found, suite.measures)
+    ]
+
+
+def shown_condition(row: Row) -> str:
+    """The prompt that is drawn and ranked by: right, or the last where a suite has no such."""
+    return RIGHT if RIGHT in row["conditions"] else list(row["conditions"])[-1]
+
+
+def chosen(rows: Sequence[Row], measures: Sequence[Measure]) -> list[tuple[str, Row]]:
+    """("best", row), ("median", row), ("worst", row) by the first measure, by NLL where no answer has a score; fewer
+    of fewer rows."""
+    of = lambda row: row["conditions"][shown_condition(row)]
+    first, sign = (measures[0].name, -1 if measures[0].higher_is_better else 1) if measures else ("", 1)
+    ranked = [(sign * score, row) for row in rows if (score := of(row).get("scores", {}).get(first)) is not None]
+    if not ranked:
+        ranked = [(nll, row) for row in rows if (nll := of(row).get("nll")) is not None]
+    order = [row for _, row in sorted(ranked, key=lambda pair: (pair[0], pair[1]["case"]))]
+    places = {"best": 0, "median": (len(order) - 1) // 2, "worst": len(order) - 1}
+    taken: dict[int, str] = {}
+    for name in ("best", "worst", "median"):
+        if order:
+            taken.setdefault(places[name], name)
+    return [(name, order[place]) for place, name in sorted(taken.items())]
+
+
+def draw_strip(suite: Suite, row: Row, place: str, prompter: Prompter) -> Strip:
+    case, name = suite.case(row["case"]), shown_condition(row)
+    first = suite.measures[0].name if suite.measures else ""
+    *before, query = case.prompts[name].pictures
+    pairs = case.tuple_size == 2
+    prompt = [Cell("→" if pairs and k % 2 else str(k // case.tuple_size + 1), p) for k, p in enumerate(before)]
+    cells = [Cell("query" if pairs else "last shown", query), *answer_cells(case, row, first, prompter)]
+    if case.choices:
+        cells += choice_cells(case, row["conditions"][name])
+    if case.truth:
+        held = prompter.decode(prompter.encode(np.stack(case.truth)))
+        ceiling = score_note(row["baselines"].get(CEILING, {}), first)
+        cells += several("truth, tokenised", list(held), ceiling)
+        painted = any("scores" in found for found in row["conditions"].values())
+        cells += several("truth", case.truth, () if painted else likelihood_notes(row))
+    title = f"{place}: {row['id']}" + (f" ({case.label})" if case.label else "")
+    return Strip(row["task"], title, tuple(prompt), tuple(cells))
+
+
+def answer_cells(case: Case, row: Row, measure: str, prompter: Prompter) -> Iterator[Cell]:
+    """Of the right prompt, the controls and an ensemble; of all others where there are none of these."""
+    painted = {name: pictures for name in case.prompts if (pictures := repaint(prompter, row, name)) is not None}
+    parts = [painted[name] for name, shown in case.prompts.items() if shown.joins == ENSEMBLE and name in painted]
+    if parts:
+        painted[ENSEMBLE] = np.rint(np.mean(parts, axis=0)).astype(np.uint8)
+    alone = [name for name in painted if name == ENSEMBLE or not case.prompts[name].joins]
+    known = [name for name in (RIGHT, *CONTROLS, ENSEMBLE) if name in alone]
+    for name in (known or alone)[:MOST_ANSWERS]:
+        found = row["conditions"][name]
+        notes = (*score_note(found.get("scores", {}), measure), *nats_note(found))
+        yield from several(name.replace("_", " "), list(painted[name]), notes, answer=True)
+
+
+def choice_cells(case: Case, found: Mapping[str, Any]) -> Iterator[Cell]:
+    nats = found.get("choices") or [None] * len(case.choices)
+    for k, (picture, value) in enumerate(zip(case.choices, nats)):
+        name = f"choice {k + 1}" + (" (right)" if k == case.right_choice else "")
+        yield Cell(name, picture, nats_note({"nll": value}), answer=k == found.get("choice"))
+
+
+def several(
+    name: str, pictures: "Sequence[Picture]", notes: tuple[str, ...] = (), answer: bool = False
+) -> Iterator[Cell]:
+    """Pictures that follow each other; the notes stand below the first."""
+    for k, picture in enumerate(pictures):
+        yield Cell(f"{name} +{k + 1}" if len(pictures) > 1 else name, picture, () if k else notes, answer)
+
+
+def score_note(scores: Mapping[str, Any], measure: str) -> tuple[str, ...]:
+    return (f"{measure} {number(scores[measure])}",) if scores.get(measure) is not None else ()
+
+
+def nats_note(found: Mapping[str, Any]) -> tuple[str, ...]:
+    return (f"{number(found['nll'])} nats",) if found.get("nll") is not None else ()
+
+
+def likelihood_notes(row: Row) -> tuple[str, ...]:
+    """The nats of the truth after each prompt, where nothing was painted."""
+    found = row["conditions"].items()
+    return tuple(
+        f"{name.replace('_', ' ')} {number(of['nll'])} nats" for name, of in found if of.get("nll") is not None
+    )
