@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lvm.evaluation.annotated import Annotated, HeldOut, SourceItems, WorldItems
 from lvm.evaluation.cases import Case, Measure, Published
 from lvm.evaluation.pairing import Encode, PairCases, PairingConfig
+from lvm.evaluation.parts import Joined
 from lvm.evaluation.tasks import Task
 from lvm.runtime import UserError
 from lvm.sources import Source, open_source
@@ -76,10 +77,11 @@ class PairSuite:
     name: str
     title: str
     measures: Sequence[Measure]
-    cases: PairCases
+    cases: PairCases | Joined
     judged: Judge
     settings: Mapping[str, Any]
     published: Sequence[Published] = ()
+    broken: Sequence[str] = ()  # files and reasons: what could not even be listed
 
     def __len__(self) -> int:
         return len(self.cases)

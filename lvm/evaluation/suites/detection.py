@@ -1,0 +1,131 @@
+"""detection: the box about an object of the pairs' class, as a filled white rectangle on black.
+
+The protocol of Visual Prompting via Image Inpainting (Bar et al., NeurIPS 2022; amirbar/visual_prompting,
+evaluate_detection), which table 1 of arXiv 2312.00785 reports: answers snapped to the nearer colour, the largest white
+piece, the rectangle about it, its IoU with the true box. Data: VOC2012 (`datasets/voc_boxes.py`), any source with a
+channel `object_box`, or the objects of the embedded world. The published code has no folds here: a split is a draw of
+queries and pairs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from lvm.evaluation.annotated import Annotated
+from lvm.evaluation.cases import Case, Measure, Published
+from lvm.evaluation.datasets.voc import find_root
+from lvm.evaluation.datasets.voc_boxes import CHANNEL, open_boxes
+from lvm.evaluation.filled_boxes import HIT, box_scores
+from lvm.evaluation.pairing import PairCases, PairingConfig
+from lvm.evaluation.parts import Joined
+from lvm.evaluation.suites.base import Context, PairSuite, describe_pairs, open_items
+from lvm.evaluation.tasks import Task
+from lvm.evaluation.two_colours import BLACK_WHITE, Recoloured
+from lvm.runtime import UserError
+
+if TYPE_CHECKING:
+    from lvm.evaluation.cases import Picture
+
+EPISODES = 1000  # a split, where the data say no number
+LARGEST = 0.2  # of VOC2012's pictures, that an object may fill
+MEASURES = (
+    Measure(
+        "iou", True, "", "of the rectangle about the largest white piece (eight neighbours) and the true box; 0: none"
+    ),
+    Measure("hit", True, "", f"share of answers with an IoU of {HIT} or more"),
+)
+CAVEAT = (
+    "printed in percent; VOC2012 val pictures with one object under a fifth of the picture, pairs of the train list; "
+    "splits are no folds in the published code; which LVM and how many pairs its row has, and what its splits are, is "
+    "not stated"
+)
+PUBLISHED = [
+    Published(name, {f"split{k}": round(percent / 100, 4) for k, percent in enumerate(row, 1)}, "table 1", CAVEAT)
+    for name, row in {
+        "MAE (IN-1k)": (1.37, 1.98, 1.62, 1.62),
+        "MAE-VQGAN (IN-1k)": (3.34, 3.21, 2.80, 2.80),
+        "MAE (CVF)": (5.49, 4.98, 5.24, 5.84),
+        "MAE-VQGAN (CVF)": (24.19, 25.20, 25.36, 25.23),
+        "LVM": (48.25, 49.60, 50.08, 48.92),
+    }.items()
+]
+
+
+@dataclass(frozen=True)
+class Options:
+    splits: int = 1  # draws of queries and pairs; 4: as many as the paper's table has
+    largest: float = LARGEST  # share of a VOC2012 picture that its object stays under
+    pairs: int | None = None  # None: 5, or as many as fit
+    choose: Literal["random", "nearest"] = "random"
+    order: Literal["random", "nearest_last", "nearest_first"] = "random"
+    pool: int = 64
+    ensemble: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.splits <= 100:
+            raise UserError(f"splits {self.splits} must be from 1 to 100")
+        if not 0 < self.largest <= 1:
+            raise UserError(f"largest {self.largest:g} must be above 0 and at most 1, a share of the picture")
+
+
+@dataclass(frozen=True)
+class Boxes:
+    data: Annotated
+    episodes: int
+    settings: dict[str, Any]
+    may_show: Callable[[int], bool] | None = None
+    broken: Sequence[str] = field(default_factory=tuple)
+
+
+def open_boxed(context: Context, options: Options) -> Boxes:
+    """Raises `UserError`."""
+    if root := find_root(context.data):
+        data, broken = open_boxes(root, context.size, options.largest)
+        asked = sum(data.may_ask(i) for i in range(len(data)))
+        told = {
+            "held_out": "the val list",
+            "pairs_from": "the train list, of the query's class",
+            "filter": f"pictures with one object, under {options.largest:g} of the picture",
+        }
+        return Boxes(data, asked, told, lambda i: not data.may_ask(i), broken)
+    items = open_items(context, "object")
+    if CHANNEL not in items.channels:
+        raise UserError(
+            f"{items.name} has no {CHANNEL}, filled white boxes on black (channels: {', '.join(items.channels)}; "
+            f"`box` is outlined on the photo); give VOC2012, or pictures with `channels: {{FOLDER: {CHANNEL}}}`"
+        )
+    return Boxes(items, EPISODES, {"pairs_from": "other pictures of the query's class", "filter": "none"})
+
+
+def make(context: Context, options: Options) -> PairSuite:
+    config = PairingConfig(context.pairs(options.pairs), options.pool, options.choose, options.order, options.ensemble)
+    boxes = open_boxed(context, options)
+    number = context.num_cases or boxes.episodes
+    drawn = Recoloured(boxes.data, CHANNEL, BLACK_WHITE, nearer=True)
+    parts = []
+    for split in range(1, options.splits + 1):
+        task = Task(f"split{split}", "image", CHANNEL, f"Detection, draw {split}")
+        parts.append(PairCases(drawn, [task], config, number, context.seed, True, context.encode, boxes.may_show))
+    task = Task("detection", "image", CHANNEL, "Detection")
+    told = {
+        "splits": f"{options.splits} draws of queries and pairs",
+        "episodes": number,
+        "queries": len(parts[0].episodes[0].queries),
+        "read_back": "the nearer of black and white (L2), the largest white piece of eight neighbours, its rectangle",
+        "resize": "squashed to a square; corners to the nearest pixel",
+        "unreadable": len(boxes.broken),
+    }
+    return PairSuite(
+        name="detection",
+        title="Detection",
+        measures=MEASURES,
+        cases=Joined(parts),
+        judged=judge,
+        settings=describe_pairs(boxes.data, task, config, context) | boxes.settings | told,
+        published=PUBLISHED,
+        broken=boxes.broken,
+    )
+
+
+def judge(case: Case, pictures: "Sequence[Picture]") -> dict[str, float]:
+    return box_scores(pictures[0], case.truth[0])
