@@ -74,26 +74,28 @@ def strip_sheet(path: str | Path, strips: Sequence[Strip], cell: int = CELL) -> 
 
 def draw_strip(strip: Strip, cell: int = CELL) -> Image.Image:
     font, bold = ImageFont.load_default(size=11), ImageFont.load_default(size=14)
-    lines = 1 + max((len(one.notes) for one in strip.cells), default=0)
-    width = max(len(strip.prompt) * (cell // 2 + GAP), len(strip.cells) * (cell + GAP), 4 * cell) + 2 * GAP
-    prompt_height = cell // 2 + GAP if strip.prompt else 0
-    image = Image.new("RGB", (width, HEAD + prompt_height + cell + lines * LINE + 2 * GAP), PAPER)
+    rows = [(strip.prompt, cell // 2, 0)] if strip.prompt else []
+    rows += [(cells, cell, LINE * (1 + max(len(one.notes) for one in cells))) for cells in strip.rows if cells]
+    width = max(4 * cell, *(len(cells) * (side + GAP) for cells, side, _ in rows)) + 2 * GAP
+    image = Image.new("RGB", (width, HEAD + sum(side + words + GAP for _, side, words in rows) + GAP), PAPER)
     pen = ImageDraw.Draw(image)
     pen.text((GAP, HEAD / 2), f"{strip.task}: {strip.title}", INK, bold, anchor="lm")
-    for k, one in enumerate(strip.prompt):
-        image.paste(Image.fromarray(enlarge(one.picture, cell // 2)), (GAP + k * (cell // 2 + GAP), HEAD))
-    for k, one in enumerate(strip.cells):
-        draw_cell(image, pen, one, (GAP + k * (cell + GAP), HEAD + prompt_height), cell, font)
+    top = HEAD
+    for cells, side, words in rows:
+        for k, one in enumerate(cells):
+            draw_cell(image, pen, one, (GAP + k * (side + GAP), top), side, font if words else None)
+        top += side + words + GAP
     return image
 
 
 def draw_cell(
     image: Image.Image, pen: ImageDraw.ImageDraw, one: Cell, place: tuple[int, int], side: int, font: Any
 ) -> None:
+    """With its words below, unless there is no font."""
     left, top = place
     image.paste(Image.fromarray(enlarge(one.picture, side)), place)
     if one.answer:
         pen.rectangle((left, top, left + side - 1, top + side - 1), outline=ANSWER, width=2)
-    for line, words in enumerate((one.name, *one.notes)):
+    for line, words in enumerate((one.name, *one.notes) if font else ()):
         colour = SOFT if line else INK
         pen.text((left + side / 2, top + side + 2 + line * LINE), words, colour, font, anchor="ma")

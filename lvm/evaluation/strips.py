@@ -36,7 +36,7 @@ class Strip:
     task: str
     title: str
     prompt: tuple[Cell, ...]
-    cells: tuple[Cell, ...]
+    rows: tuple[tuple[Cell, ...], ...]  # below each other; one where answers are single pictures
 
 
 def draw_strips(suite: Suite, rows: Sequence[Row], prompter: Prompter) -> list[Strip]:
@@ -80,20 +80,20 @@ def draw_strip(suite: Suite, row: Row, place: str, prompter: Prompter) -> Strip:
     *before, query = case.prompts[name].pictures
     pairs = case.tuple_size == 2
     prompt = [Cell("→" if pairs and k % 2 else str(k // case.tuple_size + 1), p) for k, p in enumerate(before)]
-    cells = [Cell("query" if pairs else "last shown", query), *answer_cells(case, row, first, prompter)]
-    if case.choices:
-        cells += choice_cells(case, row["conditions"][name])
+    rows = [[Cell("query" if pairs else "last shown", query)], *answer_rows(case, row, first, prompter)]
     if case.truth:
         held = prompter.decode(prompter.encode(np.stack(case.truth)))
-        ceiling = score_note(row["baselines"].get(CEILING, {}), first)
-        cells += several("truth, tokenised", list(held), ceiling)
-        painted = any("scores" in found for found in row["conditions"].values())
-        cells += several("truth", case.truth, () if painted else likelihood_notes(row))
-    title = f"{place}: {row['id']}" + (f" ({case.label})" if case.label else "")
-    return Strip(row["task"], title, tuple(prompt), tuple(cells))
+        rows.append(several("truth, tokenised", list(held), score_note(row["baselines"].get(CEILING, {}), first)))
+        rows.append(several("truth", case.truth))
+    if len(case.truth) <= 1:
+        rows = [[cell for cells in rows for cell in cells]]
+    if case.choices:
+        rows.append(choice_cells(case, row["conditions"][name]))
+    title = f"{place}: {row['id']}" + (f" ({case.label})" if case.label else "") + likelihoods_note(row)
+    return Strip(row["task"], title, tuple(prompt), tuple(map(tuple, rows)))
 
 
-def answer_cells(case: Case, row: Row, measure: str, prompter: Prompter) -> Iterator[Cell]:
+def answer_rows(case: Case, row: Row, measure: str, prompter: Prompter) -> Iterator[list[Cell]]:
     """Of the right prompt, the controls and an ensemble; of all others where there are none of these."""
     painted = {name: pictures for name in case.prompts if (pictures := repaint(prompter, row, name)) is not None}
     parts = [painted[name] for name, shown in case.prompts.items() if shown.joins == ENSEMBLE and name in painted]
@@ -104,22 +104,25 @@ def answer_cells(case: Case, row: Row, measure: str, prompter: Prompter) -> Iter
     for name in (known or alone)[:MOST_ANSWERS]:
         found = row["conditions"][name]
         notes = (*score_note(found.get("scores", {}), measure), *nats_note(found))
-        yield from several(name.replace("_", " "), list(painted[name]), notes, answer=True)
+        yield several(name.replace("_", " "), list(painted[name]), notes, answer=True)
 
 
-def choice_cells(case: Case, found: Mapping[str, Any]) -> Iterator[Cell]:
+def choice_cells(case: Case, found: Mapping[str, Any]) -> list[Cell]:
     nats = found.get("choices") or [None] * len(case.choices)
-    for k, (picture, value) in enumerate(zip(case.choices, nats)):
-        name = f"choice {k + 1}" + (" (right)" if k == case.right_choice else "")
-        yield Cell(name, picture, nats_note({"nll": value}), answer=k == found.get("choice"))
+    names = [f"choice {k + 1}" + (" (right)" if k == case.right_choice else "") for k in range(len(case.choices))]
+    return [
+        Cell(name, picture, nats_note({"nll": value}), answer=k == found.get("choice"))
+        for k, (name, picture, value) in enumerate(zip(names, case.choices, nats))
+    ]
 
 
-def several(
-    name: str, pictures: "Sequence[Picture]", notes: tuple[str, ...] = (), answer: bool = False
-) -> Iterator[Cell]:
+def several(name: str, pictures: "Sequence[Picture]", notes: tuple[str, ...] = (), answer: bool = False) -> list[Cell]:
     """Pictures that follow each other; the notes stand below the first."""
-    for k, picture in enumerate(pictures):
-        yield Cell(f"{name} +{k + 1}" if len(pictures) > 1 else name, picture, () if k else notes, answer)
+    numbered = len(pictures) > 1
+    return [
+        Cell(f"{name} +{k + 1}" if numbered else name, picture, () if k else notes, answer)
+        for k, picture in enumerate(pictures)
+    ]
 
 
 def score_note(scores: Mapping[str, Any], measure: str) -> tuple[str, ...]:
@@ -130,9 +133,10 @@ def nats_note(found: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"{number(found['nll'])} nats",) if found.get("nll") is not None else ()
 
 
-def likelihood_notes(row: Row) -> tuple[str, ...]:
-    """The nats of the truth after each prompt, where nothing was painted."""
-    found = row["conditions"].items()
-    return tuple(
-        f"{name.replace('_', ' ')} {number(of['nll'])} nats" for name, of in found if of.get("nll") is not None
-    )
+def likelihoods_note(row: Row) -> str:
+    """The nats of the truth after each kind of prompt, where no answers say them."""
+    found = row["conditions"]
+    if any("scores" in of for of in found.values()):
+        return ""
+    known = [name for name in (RIGHT, *CONTROLS) if found.get(name, {}).get("nll") is not None]
+    return "; nats: " + ", ".join(f"{name.replace('_', ' ')} {number(found[name]['nll'])}" for name in known)

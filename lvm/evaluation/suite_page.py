@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lvm.evaluation.cases import Picture
 
 Report = Mapping[str, Any]
+Task = Mapping[str, Any]  # of the report
 Interval = Mapping[str, Any]
 
 MOST_BYTES = 1_300_000  # of all pictures, before base64 makes a third more of them
@@ -54,6 +55,7 @@ def suite_page(report: Report, strips: Sequence[Strip]) -> str:
     rank = (
         f"{measures[0]['name']} of the right prompt's answer" if painted else "NLL of the truth after the right prompt"
     )
+    answers = "the answers after each kind of prompt (outlined), " if painted else ""
     sections = [
         section(
             "At a glance",
@@ -63,8 +65,8 @@ def suite_page(report: Report, strips: Sequence[Strip]) -> str:
         section("By number of pictures shown", "The same targets after more or fewer pictures.", curves(report)),
         section(
             "Best, median and worst",
-            f"By {rank}. Above, small, the prompt; below the query, the answers after each kind of prompt (outlined), "
-            "the truth through the tokenizer and the truth. Nats: NLL of the whole truth after that prompt.",
+            f"By {rank}. Above, small, the prompt; below, the query, {answers}the truth through the tokenizer and the "
+            "truth. Nats: NLL of the whole truth after that prompt.",
             strips_of(strips),
         ),
         section(
@@ -123,7 +125,7 @@ def interval(value: Interval | None, signed: bool = False) -> str:
     return f"{plus}{mean} [{number(float(value['low']))}, {number(float(value['high']))}]"
 
 
-def main_score(row: Mapping[str, Any]) -> float | None:
+def main_score(row: Task) -> float | None:
     """The first measure of the right prompt, or its perplexity where nothing was painted."""
     right = row["conditions"].get(RIGHT, {})
     found = right.get(row["measure"]) if row["measure"] else None
@@ -144,45 +146,44 @@ def mean(found: Sequence[float | None]) -> float | None:
 
 
 def tiles(report: Report) -> str:
-    tasks, measures = list(report["tasks"].values()), report["measures"]
-    shown = []
-    first = measures[0] if measures else None
-    if first and (
-        score := mean([(row["conditions"].get(RIGHT, {}).get(first["name"]) or {}).get("mean") for row in tasks])
-    ):
-        over = "" if len(tasks) == 1 else ", mean over tasks"
-        shown.append((f"{number(score)} {first['unit']}".strip(), f"{first['name']}{over}"))
-        beaten = [
-            all(
-                is_better(given.get(first["name"]), sign_of(first))
-                for kind, given in row["over_baselines"].items()
-                if kind != CEILING
-            )
-            for row in tasks
-            if set(row["over_baselines"]) - {CEILING}
-        ]
-        if beaten:
-            shown.append((f"{sum(beaten)} of {len(beaten)}", "tasks beat every baseline"))
-    for control, words in ((WRONG_TASK, "those of another task"), (SHUFFLED, "shuffled ones"), (NONE, "none")):
-        known = [row["controls"][control]["nats"] for row in tasks if control in row["controls"]]
-        if known:
-            won = sum(is_better(difference) for difference in known)
-            shown.append(
-                (f"{won} of {len(known)}", f"tasks: the truth is likelier after right pairs than after {words}")
-            )
-    ratios = [
-        row["conditions"][RIGHT]["perplexity"] / row["conditions"][NONE]["perplexity"]
-        for row in tasks
-        if all(row["conditions"].get(name, {}).get("perplexity") for name in (RIGHT, NONE))
-    ]
-    if ratios:
-        shown.append((f"{geometric_mean(ratios):.2f}×", "perplexity with pairs against none"))
+    tasks = list(report["tasks"].values())
+    shown = [*answer_tiles(tasks, report["measures"]), *control_tiles(tasks)]
     shown.append((number(report["items"]), f"cases, {len(tasks)} task{'s' * (len(tasks) != 1)}"))
     if report["failed"]:
         shown.append((number(len(report["failed"])), "cases failed"))
     if report.get("parameters"):
         shown.append((charts.short(report["parameters"]), "parameters"))
     return f"<div class=tiles>{''.join(tile(*pair) for pair in shown)}</div>"
+
+
+def answer_tiles(tasks: Sequence[Task], measures: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The first measure of the right prompt, and how many tasks are answered better than without a model."""
+    if not measures:
+        return
+    name, unit, sign = measures[0]["name"], measures[0]["unit"], sign_of(measures[0])
+    score = mean([(row["conditions"].get(RIGHT, {}).get(name) or {}).get("mean") for row in tasks])
+    if score is not None:
+        over = "" if len(tasks) == 1 else ", mean over tasks"
+        yield f"{number(score)} {unit}".strip(), f"{name} after the right prompt{over}"
+    rivals = [{kind: of for kind, of in row["over_baselines"].items() if kind != CEILING} for row in tasks]
+    won = [all(is_better(of.get(name), sign) for of in found.values()) for found in rivals if found]
+    if won:
+        yield f"{sum(won)} of {len(won)}", "tasks beat every baseline"
+
+
+def control_tiles(tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
+    """What the right prompt is worth in likelihood."""
+    for control, words in ((WRONG_TASK, "those of another task"), (SHUFFLED, "shuffled ones"), (NONE, "none")):
+        known = [row["controls"][control]["nats"] for row in tasks if control in row["controls"]]
+        caption = f"likelier truth after right pairs than after {words}"
+        if len(known) == 1 and known[0]["mean"] is not None:
+            yield f"{number(known[0]['mean'])} nats", caption
+        elif known:
+            yield f"{sum(map(is_better, known))} of {len(known)}", f"tasks: {caption}"
+    both = [[row["conditions"].get(name, {}).get("perplexity") for name in (RIGHT, NONE)] for row in tasks]
+    ratios = [right / alone for right, alone in both if right and alone]
+    if ratios:
+        yield f"{geometric_mean(ratios):.2f}×", "perplexity with pairs against none"
 
 
 def overview(report: Report) -> str:
@@ -196,7 +197,7 @@ def overview(report: Report) -> str:
     return f"<div class=chart>{chart}</div>" if chart else ""
 
 
-def dots(row: Mapping[str, Any]) -> Iterator[charts.Dot]:
+def dots(row: Task) -> Iterator[charts.Dot]:
     found = {**row["conditions"], **row["baselines"]}
     for name, colour in COLOURS.items():
         given = found.get(name, {})
@@ -205,7 +206,7 @@ def dots(row: Mapping[str, Any]) -> Iterator[charts.Dot]:
             yield charts.Dot(name.replace("_", " "), value["mean"], colour, value.get("low"), value.get("high"))
 
 
-def numbers_of(row: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def numbers_of(row: Task) -> dict[str, Mapping[str, Any]]:
     """Conditions that are named by a number of pictures."""
     found = {name: given for name, given in row["conditions"].items() if name.isdigit()}
     return dict(sorted(found.items(), key=lambda pair: int(pair[0])))
@@ -233,10 +234,11 @@ def curves(report: Report) -> str:
     return f"<div class=charts>{''.join(drawn)}</div>" if any(drawn) else ""
 
 
-def task_table(row: Mapping[str, Any], measures: Sequence[Mapping[str, Any]]) -> str:
+def task_table(row: Task, measures: Sequence[Mapping[str, Any]]) -> str:
     """A line for each kind of prompt and each baseline; columns that nothing fills are left out."""
     lines = [(name, found, row["controls"].get(name, {})) for name, found in in_order(row["conditions"])]
-    lines += [(name, found, row["over_baselines"].get(name, {})) for name, found in row["baselines"].items()]
+    over = {name: given for name, given in row["over_baselines"].items() if name != CEILING}
+    lines += [(name, found, over.get(name, {})) for name, found in row["baselines"].items()]
     columns: list[tuple[str, Callable[[Any, Any], Any]]] = [
         ("perplexity", lambda found, over: number(found.get("perplexity"))),
         ("first code", lambda found, over: number(found.get("first_token"))),
@@ -265,7 +267,7 @@ def in_order(conditions: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def strips_of(strips: Sequence[Strip]) -> str:
-    pictures = [cell.picture for strip in strips for cell in (*strip.prompt, *strip.cells)]
+    pictures = [cell.picture for strip in strips for cells in (strip.prompt, *strip.rows) for cell in cells]
     addresses = iter(encoded(pictures))
     parts, task = [], None
     for strip in strips:
@@ -273,7 +275,7 @@ def strips_of(strips: Sequence[Strip]) -> str:
             task = strip.task
             parts.append(f"<h3>{escape(title_of(task))}</h3>")
         parts.append(f"<p class=soft>{escape(strip.title)}</p>")
-        for kind, cells in (("strip prompt", strip.prompt), ("strip", strip.cells)):
+        for kind, cells in (("strip prompt", strip.prompt), *(("strip", cells) for cells in strip.rows)):
             drawn = "".join(figure(cell, next(addresses), strip.task) for cell in cells)
             parts.append(f'<div class="{kind}">{drawn}</div>' if cells else "")
     return "".join(parts)

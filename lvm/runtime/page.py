@@ -31,6 +31,7 @@ svg { display: block; width: 100%; height: auto; }
 .grid span { font-size: .78rem; color: var(--soft); text-align: center; align-self: end; }
 .grid img { width: 100%; display: block; border-radius: 2px; } img.small { image-rendering: pixelated; }
 .grid img.answer { outline: 2px solid #d9822b; outline-offset: -1px; }
+.chart { max-width: 620px; }
 .strip { display: flex; flex-wrap: wrap; gap: 6px; margin: 4px 0 8px; }
 .strip figure { margin: 0; width: 96px; } .strip.prompt figure { width: 58px; }
 .strip img { width: 100%; display: block; border-radius: 2px; } .strip .answer img { outline: 2px solid #d9822b; }
