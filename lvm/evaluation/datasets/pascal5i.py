@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from lvm.evaluation.datasets.layout import refuse
 from lvm.evaluation.datasets.voc import CLASSES, Entry, VocItems, need, need_files, read_lines
 from lvm.evaluation.two_colours import BLACK_WHITE
 from lvm.pictures import decode
@@ -49,7 +50,7 @@ def open_fold_masks(root: Path, data: str, lists: str, folds: list[int], size: i
         (root / part for part in ("SegmentationClassAug", "SegmentationClass") if (root / part).is_dir()), None
     )
     if masks is None:
-        raise UserError(f"{root / 'SegmentationClassAug'} is missing (as is SegmentationClass); expected {EXPECTED}")
+        raise refuse(f"{root / 'SegmentationClassAug'} is missing (as is SegmentationClass)", EXPECTED)
     home = find_lists([Path(lists).expanduser()] if lists else [Path(data).expanduser(), root])
     entries = [entry for fold in folds for entry in read_fold(home / f"fold{fold}.txt", fold)]
     need_files(root / "JPEGImages", (f"{entry.name}.jpg" for entry in entries), "pictures of the lists")
@@ -62,7 +63,7 @@ def find_lists(folders: list[Path]) -> Path:
         for below in LISTS:
             if any((folder / below / f"fold{fold}.txt").is_file() for fold in range(FOLDS)):
                 return folder / below
-    raise UserError(f"{folders[0]} holds no lists of folds (fold0.txt to fold3.txt); expected {EXPECTED}")
+    raise refuse(f"{folders[0]} holds no lists of folds (fold0.txt to fold3.txt)", EXPECTED)
 
 
 def read_fold(file: Path, fold: int) -> list[Entry[tuple[int, int]]]:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from PIL import Image
 
 from lvm.evaluation.annotated import Remembered
+from lvm.evaluation.datasets.layout import derived_channels, refuse
 from lvm.pictures import decode
-from lvm.pictures.derive import gray
+from lvm.pictures.derive import DERIVED
 from lvm.pictures.geometry import geometries
 from lvm.runtime import UserError
 from lvm.sources.base import BrokenItem
@@ -44,7 +45,7 @@ def find_root(data: str | None) -> Path | None:
 def need(path: Path, expected: str) -> Path:
     """Raises `UserError`, with the tree that is expected, where there is no such file or folder."""
     if not path.exists():
-        raise UserError(f"{path} is missing; expected {expected}")
+        raise refuse(f"{path} is missing", expected)
     return path
 
 
@@ -81,12 +82,12 @@ Draw = Callable[[Entry[A], Image.Image, int], "Picture"]
 
 
 class VocItems(Generic[A]):
-    """Listed pictures with one annotation each, squashed to squares; `draw` makes the annotation's picture. Their gray
-    pictures are there for the control of another task."""
+    """Listed pictures with one annotation each, squashed to squares; `draw` makes the annotation's picture. What is
+    derived of the photo is there for the control of another task."""
 
     def __init__(self, root: Path, entries: Sequence[Entry[A]], channel: str, draw: Draw[A], size: int):
         self.name = root.name
-        self.channels: tuple[str, ...] = ("image", "gray", channel)
+        self.channels = ("image", *DERIVED, channel)
         self.entries, self._root, self._draw, self._size = entries, root, draw, size
         self.ids = [entry.id for entry in entries]
         self.groups = [entry.name for entry in entries]
@@ -114,7 +115,8 @@ class VocItems(Generic[A]):
         try:
             image = decode.load(file)
             photo = decode.shrink(image, self._size, geometries(*image.size)[0], str(file))
-            return {"image": photo, "gray": gray(photo), self.channels[-1]: self._draw(entry, image, self._size)}
+            drawn = self._draw(entry, image, self._size)
+            return {"image": photo, **derived_channels(entry.name, photo), self.channels[-1]: drawn}
         except decode.PictureError as error:
             raise BrokenItem(error.file, error.reason) from None
 

@@ -94,7 +94,12 @@ def open_boxed(context: Context, options: Options) -> Boxes:
             f"{items.name} has no {CHANNEL}, filled white boxes on black (channels: {', '.join(items.channels)}; "
             f"`box` is outlined on the photo); give VOC2012, or pictures with `channels: {{FOLDER: {CHANNEL}}}`"
         )
-    return Boxes(items, EPISODES, {"pairs_from": "other pictures of the query's class", "filter": "none"})
+    return Boxes(
+        items,
+        EPISODES,
+        {"pairs_from": "other pictures of the query's class", "filter": "none"},
+        broken=getattr(items, "broken", ()),
+    )
 
 
 def make(context: Context, options: Options) -> PairSuite:

@@ -175,6 +175,7 @@ def make(context: Context, options: Options) -> Pascal5i:
         judged=lambda case, pictures: judge(case, pictures, options.palette),
         settings=settings(masks, parts, options, config, context),
         published=PUBLISHED,
+        broken=getattr(masks.data, "broken", ()),
     )
 
 
