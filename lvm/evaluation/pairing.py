@@ -220,9 +220,11 @@ def thumbnail(picture: "Picture") -> Any:
 
 
 def wrong_task(data: Annotated, query: int, items: Sequence[int], task: Task, keys: tuple[int, ...]) -> Task | None:
-    """Another task that all items of a case allow, the same whatever the order or number of cases."""
+    """Another task that all items of a case allow, the same whatever the order or number of cases: one of other answers
+    where there is one, else of other inputs."""
     held = [channel for channel in data.channels if all(data.has(i, channel) for i in (query, *items))]
-    others = sorted((t for t in tasks_of(held) if t.output != task.output), key=lambda t: t.name)
+    allowed = sorted(tasks_of(held), key=lambda t: t.name)
+    others = [t for t in allowed if t.output != task.output] or [t for t in allowed if t.input != task.input]
     return others[int(hash64(*keys) % np.uint64(len(others)))] if others else None
 
 
