@@ -50,17 +50,24 @@ def decibels(squared_error: float) -> float:
     return -10 * math.log10(max(squared_error, 1e-10))
 
 
+def gaussian_means(length: int, like: Tensor) -> "Float[Tensor, 'm length']":
+    """The means under a window at each place where it fits, as a matrix: one product along each axis is many times
+    faster than a convolution of one channel."""
+    offsets = torch.arange(SSIM_SIDE, dtype=like.dtype, device=like.device) - SSIM_SIDE // 2
+    line = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
+    means = like.new_zeros(length - SSIM_SIDE + 1, length)
+    for k, weight in enumerate(line / line.sum()):
+        means.diagonal(k).fill_(weight)
+    return means
+
+
 def ssim(a: "Float[Tensor, 'n c y x']", b: "Float[Tensor, 'n c y x']") -> "Float[Tensor, 'n']":
     """Structural similarity of pictures in [0,1]: Wang et al. 2004, Gaussian window of 11 pixels, sigma 1.5, each
     channel by itself, only where the window fits."""
-    offsets = torch.arange(SSIM_SIDE, dtype=a.dtype, device=a.device) - SSIM_SIDE // 2
-    line = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
-    line = line / line.sum()
-    channels = a.shape[1]
-    window = torch.outer(line, line).expand(channels, 1, SSIM_SIDE, SSIM_SIDE)
+    rows, columns = (gaussian_means(length, a) for length in a.shape[2:])
 
     def blur(x: Tensor) -> Tensor:
-        return F.conv2d(x, window, groups=channels)
+        return rows @ x @ columns.T
 
     mean_a, mean_b = blur(a), blur(b)
     variance_a, variance_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
