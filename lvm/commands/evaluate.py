@@ -124,9 +124,7 @@ def evaluate_suite(arguments: argparse.Namespace, name: str, out: Path) -> int:
         return 0
     rows = job.write_rows()
     report = summarise(suite, rows, arguments.seed)
-    broken = list(getattr(suite, "broken", ()))
     report |= {
-        "broken": broken,
         "model": str(arguments.model),
         "model_fingerprint": question["model"],
         "parameters": prompter.model.num_params(),
@@ -147,13 +145,14 @@ def evaluate_suite(arguments: argparse.Namespace, name: str, out: Path) -> int:
             f"{first['failed']}; all are in report.json; the same command tries them again",
             file=sys.stderr,
         )
-    if broken:
+    if report["unreadable"]:
         print(
-            f"error: {len(broken)} files of the data could not be read and were left out, the first {broken[0]}; "
+            f"error: {len(report['unreadable'])} files of the data could not be read and were left out, "
+            f"the first {report['unreadable'][0]}; "
             "all are in report.json",
             file=sys.stderr,
         )
-    return 1 if report["failed"] or broken else 0
+    return 1 if report["failed"] or report["unreadable"] else 0
 
 
 def print_report(report: Mapping[str, Any]) -> None:

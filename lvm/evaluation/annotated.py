@@ -8,6 +8,7 @@
 for (a palette, a line colour).
 """
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,10 @@ MAX_UNITS = 4000  # of a source of files that are looked at, in keyed order
 
 class Annotated(Protocol):
     name: str
-    channels: tuple[str, ...]  # that some item has
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """That some item has."""
 
     @property
     def ids(self) -> Sequence[str]: ...
@@ -197,4 +201,5 @@ class SourceItems:
         return cut.get(view, cut[min(cut)]) if cut else None
 
     def fingerprint(self) -> str:
-        return f"{self.source.fingerprint()} {self._kept_out} {self._size}"
+        ids = hashlib.sha256("\n".join(self.ids).encode("utf-8", "backslashreplace")).hexdigest()
+        return f"{self.source.fingerprint()} {ids} {self._kept_out} {self._size}"

@@ -74,6 +74,7 @@ class Suite(Protocol):
     measures: Sequence[Measure]  # the first one stands for the suite
     settings: Mapping[str, Any]  # every choice that decides the numbers: sizes, thresholds, seeds; plain JSON values
     published: Sequence[Published]
+    broken: Sequence[str]  # "file: reason" of what could not be listed, so that no case is made of it
 
     def __len__(self) -> int:
         """How many cases."""

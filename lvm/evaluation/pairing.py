@@ -246,6 +246,10 @@ class PairCases:
         self._seed, self._encode = seed, encode
         self.episodes = [Episodes(data, task, config, seed, same_label, may_show) for task in tasks]
 
+    @property
+    def broken(self) -> Sequence[str]:
+        return getattr(self.data, "broken", ())
+
     def __len__(self) -> int:
         return self.num_cases * len(self.tasks)
 

@@ -1,6 +1,6 @@
 """Rows of cases to the report of a suite: means with intervals, paired differences, what the controls say.
 
-    {"suite", "title", "items", "failed": [...], "settings", "measures", "published",
+    {"suite", "title", "items", "failed": [...], "unreadable": [...], "settings", "measures", "published",
      "tasks": {task: {
         "items", "measure",
         "conditions": {condition: {measure: interval, "perplexity", "per_answer_perplexity", "first_token", ...}},
@@ -36,6 +36,7 @@ def summarise(suite: Suite, rows: Sequence[Row], seed: int = 0) -> dict[str, Any
         "title": suite.title,
         "items": len(rows),
         "failed": failed,
+        "unreadable": list(suite.broken),
         "settings": dict(suite.settings),
         "measures": [vars(measure) for measure in suite.measures],
         "published": [vars(row) | {"scores": dict(row.scores)} for row in suite.published],

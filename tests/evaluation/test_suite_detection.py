@@ -180,7 +180,7 @@ def test_a_run_leaves_out_and_names_what_cannot_be_read(voc, prompter, tmp_path,
     code, report = run(prompter, tmp_path / "out", "--data", str(voc), "pairs=2", "largest=0.9")
     errors = capsys.readouterr().err
     assert code == 1 and f"{val[0]}.xml: declares a document type" in errors and f"{val[1]}.jpg" in errors
-    assert len(report["broken"]) == len(report["failed"]) == 1 and report["items"] == len(val) - 1
+    assert len(report["unreadable"]) == len(report["failed"]) == 1 and report["items"] == len(val) - 1
     assert set(report["tasks"]["split1"]["conditions"]) == {"right", "wrong_task", "shuffled", "none"}
     assert report["settings"]["pairs_from"] == "the train list, of the query's class"
 

@@ -270,7 +270,7 @@ def test_a_folder_of_masks_has_its_classes_by_name_in_four_runs(tmp_path, prompt
     code, report = run(
         prompter, tmp_path / "out", "--data", str(root), "--held-out", "1000", "pairs=1", "--targets", "2"
     )
-    assert code == 1 and "ant/1.jpg" in capsys.readouterr().err and len(report["broken"]) == 1
+    assert code == 1 and "ant/1.jpg" in capsys.readouterr().err and len(report["unreadable"]) == 1
     assert len(report["tasks"]) == 4
 
 

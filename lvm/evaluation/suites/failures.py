@@ -86,6 +86,10 @@ class FailuresSuite:
         }
         return Measure(name, False, "share", about[name])
 
+    @property
+    def broken(self) -> Sequence[str]:
+        return [line for part in self._parts for line in part.broken]
+
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 

@@ -78,6 +78,10 @@ class PerplexitySuite:
             "answers": "none are painted",
         }
 
+    @property
+    def broken(self) -> Sequence[str]:
+        return [line for part in self._parts for line in part.broken]
+
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 
