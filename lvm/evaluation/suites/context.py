@@ -46,6 +46,7 @@ class ContextSuite:
     name, title = "context", "Perplexity of the next frame by number of frames shown"
     measures: Sequence[Measure] = ()  # of answers: none are painted
     published = PUBLISHED
+    broken: Sequence[str] = ()
 
     def __init__(self, context: Context, options: Options):
         clips = open_clips(context, options.kind)

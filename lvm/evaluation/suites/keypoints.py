@@ -45,8 +45,9 @@ MEASURES = (
     Measure(
         "pck_0.1",
         True,
-        about="share of the true points within 0.1 of the larger side of the object's box; keypoints: matched one to "
-        "one by the least total distance, one without a match is wrong; pose: joint by joint",
+        about="share of the true points within 0.1 of the larger side of the object's box; keypoints: the answer's "
+        "clearest points, at most as many as are true, matched one to one by the least total distance, one without a "
+        "match is wrong; pose: joint by joint",
     ),
     Measure("pck_0.2", True, about="the same within 0.2"),
     Measure(
@@ -56,7 +57,9 @@ MEASURES = (
         "mean over true points, in the box's larger side; at most 1, which is also what a missed one counts",
     ),
     Measure(
-        "precision", True, about="keypoints: share of the answer's points that are correct at 0.1; of none: left out"
+        "precision",
+        True,
+        about="keypoints: share of all points of the answer that are correct at 0.1; of an answer without any left out",
     ),
     Measure("points", True, about="true points of the case, the same for every answer"),
 )
@@ -75,13 +78,17 @@ class Options:
     pairs: int | None = None  # before a query; by default 5, or as many as fit
     tasks: tuple[str, ...] = ()  # keypoints, pose; empty: both, where the data have them
     same_label: bool = False  # pairs are of the query's class
-    least: int | None = None  # pixels of a dot in an answer; by default a quarter of a dot
+    least: float = 0.15  # of the way from the query to red, for a dot of an answer
     joints: int = 0  # of a skeleton, where the source does not say
     limbs: int = 0
     choose: str = "random"
     order: str = "random"
     pool: int = 64
     ensemble: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.least < 1:
+            raise UserError(f"least {self.least} must lie between 0 and 1: a share of the way from the query to red")
 
 
 @dataclass(frozen=True)
@@ -103,8 +110,8 @@ class KeypointSuite:
         self._parts = [
             PairCases(data, [task], config, number, context.seed, alike, context.encode) for data, task in found
         ]
-        dot = 2 * keypoints.default_half(context.size, context.size) + 1
-        self._least = max(1, dot**2 // 4) if options.least is None else options.least
+        self._least = options.least
+        half = keypoints.default_half(context.size, context.size)
         data, fingerprints = zip(*((part.data.name, part.data.fingerprint()) for part in self._parts))
         self.settings = {
             **describe_pairs(self._parts[0].data, None, config, context),
@@ -113,14 +120,19 @@ class KeypointSuite:
             "tasks": [task.name for _, task in found],
             "same_label": alike,
             "correct_within": [CORRECT, ALSO],
-            "keypoints_read": f"connected pieces of {self._least} pixels or more that are nearer to red than "
-            f"{keypoints.NEAR_LINE} in RGB and than to the query; centres of their boxes; so also the truth's, from "
-            "its untouched picture, where its coordinates are not known",
+            "keypoints_read": f"squares of {2 * half + 1} pixels that on the mean have gone {self._least} of the way "
+            "from the query to red, the clearest first, none within a square of another",
+            "keypoints_of_truth": "its coordinates; where they are not known, connected pieces of red of its untouched "
+            "picture, centres of their boxes",
             "joints_read": "the place nearest to each joint's colour; the truth's from its untouched picture",
             "skeleton": None if self._skeleton is None else dict(zip(("joints", "limbs"), self._skeleton)),
             "box": "of the channel mask, of the line, or of what differs from the rim by "
             f"{pm.GROUND} in RGB; of joints, what bounds those that are shown",
         }
+
+    @property
+    def broken(self) -> Sequence[str]:
+        return [line for part in self._parts for line in part.broken]
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
@@ -152,9 +164,10 @@ class KeypointSuite:
             distances = pm.named(skeletons.find(pictures[0], len(truth.points)), truth.points)
             right = float("nan")
         else:
-            found = keypoints.read(pictures[0], photo=case.facts["query"]["image"], least=self._least)
-            distances = pm.matched(found, truth.points)
-            right = pm.precision(distances, len(found), truth.reach, CORRECT)
+            found = keypoints.find(pictures[0], case.facts["query"]["image"], least=self._least)
+            distances = pm.matched(found[: len(truth.points)], truth.points)
+            of_all = pm.matched(found, truth.points)
+            right = pm.precision(of_all, len(found), truth.reach, CORRECT)
         return {
             "pck_0.1": pm.pck(distances, truth.reach, CORRECT),
             "pck_0.2": pm.pck(distances, truth.reach, ALSO),

@@ -83,6 +83,7 @@ class PuzzleSuite:
     name, title = "puzzles", "Puzzles"
     measures: Sequence[Measure] = MEASURES
     published: Sequence[Published] = PUBLISHED
+    broken: Sequence[str] = ()
 
     def __init__(self, context: Context, options: Options):
         self._data, self._seed, self._exact = open_matrices(context), context.seed, options.exact

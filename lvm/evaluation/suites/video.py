@@ -51,6 +51,7 @@ class VideoSuite:
     name, title = "video", "The next frames of a clip"
     measures = MEASURES
     published: Sequence[Published] = ()
+    broken: Sequence[str] = ()
 
     def __init__(self, context: Context, options: Options):
         frames = options.frames
