@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from lvm.evaluation.job import QUESTION
-from lvm.evaluation.summary import finite, given, interval, values
+from lvm.evaluation.summary import OF_A_TASK, finite, given, in_order, interval, values
 from lvm.runtime import UserError, read_json
 from lvm.runtime.configs import flat, shown
 
@@ -36,7 +36,6 @@ CHOICE: dict[str, Any] = {
     "unit": "",
     "about": "share of cases whose right choice is the likeliest one",
 }
-OF_A_TASK = {"items", "measure", "conditions", "baselines", "controls", "over_baselines"}  # what `summarise` writes
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ def lines_of(
 ) -> Iterator[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]:
     """(task, condition, measure, compared) of each, or of some conditions."""
     for task, row in comparison["tasks"].items():
-        for condition, found in row["conditions"].items():
+        for condition, found in in_order(row["conditions"]):
             if conditions is None or condition in conditions:
                 for measure in comparison["measures"]:
                     if measure["name"] in found:

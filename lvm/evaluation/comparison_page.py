@@ -7,7 +7,7 @@ from typing import Any
 
 from lvm.evaluation.comparison import lines_of, verdict
 from lvm.evaluation.report import title_of
-from lvm.evaluation.suite_page import in_order, interval
+from lvm.evaluation.suite_page import interval
 from lvm.runtime.page import document, number, section, table, tile
 
 Comparison = Mapping[str, Any]
@@ -47,8 +47,7 @@ def tiles(comparisons: Sequence[Comparison]) -> str:
 
 def task_part(found: Comparison, task: str) -> str:
     row = found["tasks"][task]
-    rank = {name: k for k, (name, _) in enumerate(in_order(row["conditions"]))}
-    lines = sorted((line for line in lines_of(found) if line[0] == task), key=lambda line: rank[line[1]])
+    lines = [line for line in lines_of(found) if line[0] == task]
     head = ["prompt", "measure", "A", "B", "B − A", "perplexity B / A", "won", "lost", "tied"]
     body = [
         [condition.replace("_", " "), measure["name"], number(of["a"]), number(of["b"])]

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from lvm.evaluation.cases import CEILING, CONTROLS, NONE, RIGHT, SHUFFLED, WRONG_TASK, Suite
+from lvm.evaluation.cases import CEILING, NONE, RIGHT, SHUFFLED, WRONG_TASK, Suite
 from lvm.evaluation.report import pair_charts, png, title_of
 from lvm.evaluation.sheet import strip_sheet
 from lvm.evaluation.strips import Cell, Strip, draw_strips
+from lvm.evaluation.summary import OF_A_TASK, in_order
 from lvm.inference.prompter import Prompter
 from lvm.runtime import charts
 from lvm.runtime.files import atomic_write
@@ -35,7 +36,6 @@ Interval = Mapping[str, Any]
 MOST_BYTES = 1_300_000  # of all pictures, before base64 makes a third more of them
 # Pixels a side and quality, tried in turn until the pictures are within `MOST_BYTES`; the first is exact.
 ENCODINGS = ((160, None), (160, 85), (112, 80), (80, 75), (56, 70), (40, 60))
-OF_A_TASK = {"items", "measure", "conditions", "baselines", "controls", "over_baselines"}  # what `summarise` writes
 COLOURS = {RIGHT: charts.BLUE, WRONG_TASK: charts.RED, SHUFFLED: charts.ORANGE, NONE: "#8a63c9", CEILING: charts.GREEN}
 
 
@@ -254,16 +254,6 @@ def task_table(row: Task, measures: Sequence[Mapping[str, Any]]) -> str:
     body = [[name.replace("_", " "), *(column[k] for column in kept.values())] for k, (name, *_) in enumerate(lines)]
     body = [line for line in body if not all(map(empty, line[1:]))]
     return table([f"{row['items']} cases", *kept], body)
-
-
-def in_order(conditions: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Right, the numbers in order, others, the controls."""
-    names = list(conditions)
-    rank = lambda name: (
-        0 if name == RIGHT else 1 if name.isdigit() else 3 if name in CONTROLS else 2,
-        int(name) if name.isdigit() else CONTROLS.index(name) if name in CONTROLS else names.index(name),
-    )
-    return [(name, conditions[name]) for name in sorted(names, key=rank)]
 
 
 def strips_of(strips: Sequence[Strip]) -> str:

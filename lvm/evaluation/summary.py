@@ -22,6 +22,7 @@ from lvm.evaluation.bootstrap import bootstrap_mean
 from lvm.evaluation.cases import CONTROLS, RIGHT, Measure, Suite
 
 Row = Mapping[str, Any]
+OF_A_TASK = {"items", "measure", "conditions", "baselines", "controls", "over_baselines"}  # keys; others a suite adds
 
 
 def summarise(suite: Suite, rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
@@ -125,3 +126,13 @@ def interval(found: np.ndarray, seed: int) -> dict[str, Any]:
 
 def finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+def in_order(conditions: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Right, the numbers in order, others, the controls."""
+    names = list(conditions)
+    rank = lambda name: (
+        0 if name == RIGHT else 1 if name.isdigit() else 3 if name in CONTROLS else 2,
+        int(name) if name.isdigit() else CONTROLS.index(name) if name in CONTROLS else names.index(name),
+    )
+    return [(name, conditions[name]) for name in sorted(names, key=rank)]

@@ -11,7 +11,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1060px; padding: 24px 16px 64px; background: Canvas; color: CanvasText;
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 8px 0 4px; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 8px 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.3rem; margin: 44px 0 4px; padding-top: 10px; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 18px 0 6px; }
 p { margin: 4px 0 12px; max-width: 76ch; } .soft { color: var(--soft); }
