@@ -109,4 +109,7 @@ def make(context: Context, options: Options) -> PairSuite:
         **({"part": options.part, "queries": options.queries, "held_out": "all of it"} if public else {}),
     }
     measures = [MSE, PSNR, *([LPIPS] if lpips else [])]
-    return PairSuite("colorization", "Colorization", measures, cases, partial(judge, lpips), settings, PUBLISHED)
+    broken = data.broken if isinstance(data, SourceItems) else ()
+    return PairSuite(
+        "colorization", "Colorization", measures, cases, partial(judge, lpips), settings, PUBLISHED, broken
+    )

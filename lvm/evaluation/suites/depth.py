@@ -149,4 +149,5 @@ def make(context: Context, options: Options) -> DepthSuite:
             "resize": options.resize,
             "eigen_crop": options.eigen_crop,
         }
-    return DepthSuite("depth", "Depth", measures_of(truth), cases, judge, settings, truth=truth)
+    broken = data.broken if isinstance(data, SourceItems) else ()
+    return DepthSuite("depth", "Depth", measures_of(truth), cases, judge, settings, broken=broken, truth=truth)
