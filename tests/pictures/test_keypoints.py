@@ -74,3 +74,24 @@ def test_no_points_draw_nothing_and_specks_are_left_out():
 def test_a_colour_too_few_is_an_error():
     with pytest.raises(ValueError):
         keypoints.draw(np.zeros((8, 8, 3), np.uint8), np.ones((3, 2)), np.zeros((2, 3)))
+
+
+@given(SEEDS, st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_faint_dots_are_found_the_clearest_first(seed, half):
+    """Dots mixed with the photo at known strengths: those of enough strength come back, in their order."""
+    points, seen = sample(seed, 60, 60, 4 * half + 3)
+    inside = seen & (points >= half).all(1) & (points < 60 - half).all(1)
+    points = points[inside]
+    strengths = np.random.default_rng(seed).permutation(len(points)) / max(1, len(points)) * 0.9 + 0.05
+    photo = np.random.default_rng(seed).integers(40, 60, (60, 60, 3), dtype=np.uint8)
+    picture = photo.astype(float)
+    for point, strength in zip(points, strengths):
+        drawn = keypoints.draw(photo, point[None], half=half).astype(float)
+        picture += strength * (drawn - photo)
+    found = keypoints.find(np.rint(picture).astype(np.uint8), photo, half=half, least=0.3)
+    clear = np.flatnonzero(strengths > 0.32)
+    wanted = points[clear[np.argsort(-strengths[clear])]]
+    assert len(found) >= len(wanted) and np.abs(found[: len(wanted)] - wanted).max(initial=0) <= 0.5
+    assert len(found) <= (strengths > 0.28).sum()
+    assert len(keypoints.find(photo, photo)) == 0 and len(keypoints.find(picture.astype(np.uint8), photo, most=1)) <= 1
