@@ -139,4 +139,5 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_evaluated(fol
     report = report_of(tmp_path / "out")
     (line,) = report["unreadable"]
     assert "images/07.png: " in line and report["tasks"]["depth"]["items"] == 3 and not report["failed"]
-    assert re.search(r"error: 1 files of the data could not be read and were left out, the first .*07.png", capsys.readouterr().err)
+    said = r"error: 1 files of the data could not be read and were left out, the first .*07.png"
+    assert re.search(said, capsys.readouterr().err)

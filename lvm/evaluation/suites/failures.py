@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lvm.evaluation.annotated import Remembered
 from lvm.evaluation.cases import Case, Measure
+from lvm.evaluation.job import LARGEST_BLOCK
 from lvm.evaluation.pairing import PairCases, PairingConfig
 from lvm.evaluation.suites.base import Context, describe_pairs
 from lvm.evaluation.suites.perplexity import asked
@@ -54,7 +56,8 @@ class FailuresSuite:
             raise UserError("failures are found in codes; give the tokenizer")
         if not 0 < options.overlap <= 1:
             raise UserError(f"overlap {options.overlap} must be above 0 and at most 1")
-        self._encode, self._decode, self._overlap = context.encode, context.decode, options.overlap
+        self._encode, self._overlap = context.encode, options.overlap
+        self._decode: Any = context.decode
         pairing: dict[str, Any] = {"choose": options.choose, "order": options.order}
         config = PairingConfig(pairs=context.pairs(options.pairs), **pairing)
         number = context.num_cases or 100
@@ -62,6 +65,7 @@ class FailuresSuite:
             PairCases(data, tasks, config, number, context.seed, same_label, context.encode)
             for data, tasks, same_label in asked(context, options.tasks)
         ]
+        self._held = Remembered(4 * LARGEST_BLOCK)  # the channels of queries through the tokenizer
         self._tasks: dict[str, Task] = {task.name: task for part in self._parts for task in part.tasks}
         self._training = None if options.train is None else TrainingCodes(options.train)
         known = NAMES if self._training else NAMES[:-1]
@@ -108,7 +112,7 @@ class FailuresSuite:
         )
         copies = lambda codes: self._equal(of_answer, codes) and not self._equal(of_truth, codes)
         found = {
-            "other_task": self._other_task(task, answer, query),
+            "other_task": self._other_task(case, answer, query),
             "one_colour": bool(one_colour(answer[None])[0]) and not bool(one_colour(truth[None])[0]),
             "copies_query": copies(of_query),
             "copies_pair": any(map(copies, of_pairs)),
@@ -121,13 +125,16 @@ class FailuresSuite:
     def _equal(self, a: "Int64[np.ndarray, 't']", b: "Int64[np.ndarray, 't']") -> bool:
         return bool((a == b).mean() >= self._overlap)
 
-    def _other_task(self, task: "Task", answer: "Picture", query: Mapping[str, Any]) -> bool:
+    def _other_task(self, case: Case, answer: "Picture", query: Mapping[str, Any]) -> bool:
         """A channel equal to the asked one does not count against it."""
-        assert self._decode is not None
-        names = [name for name in query if name != task.input]
-        held = self._decode(self._encode([query[name] for name in names])).astype(np.float64)
-        far = dict(zip(names, ((held - answer) ** 2).mean((1, 2, 3))))
+        task = self._tasks[case.task]
+        held = self._held((case.task, case.id), lambda: self._through_tokenizer(query))
+        far = {name: float(((held[name] - answer) ** 2).mean()) for name in query if name != task.input}
         return bool(far[task.output] > min(far.values()))
+
+    def _through_tokenizer(self, query: Mapping[str, Any]) -> Any:
+        held = self._decode(self._encode(list(query.values()))).astype(np.float64)
+        return dict(zip(query, held))
 
     def over_all(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         return {}
