@@ -60,9 +60,11 @@ def ask(prompter: Prompter, suite: Suite, cases: Sequence[Case], precision: Prec
                 conditions[condition]["scores"] = plain_scores(suite.judge(case, painted[condition]))
                 conditions[condition]["codes"] = pack(answers[number, condition])
         for together in sorted({shown.joins for shown in case.prompts.values()} - {""}):
-            parts = [painted[condition] for condition, shown in case.prompts.items() if shown.joins == together]
-            mean = [np.rint(np.mean(same, axis=0)).astype(np.uint8) for same in zip(*parts)]
-            conditions[together] = {"scores": plain_scores(suite.judge(case, mean))}
+            parts = [condition for condition, shown in case.prompts.items() if shown.joins == together]
+            conditions[together] = {
+                "scores": plain_scores(suite.judge(case, mean_of([painted[part] for part in parts]))),
+                "parts": [pack(answers[number, part]) for part in parts],
+            }
         others = {**case.baselines, CEILING: held[number]}
         row: dict[str, Any] = {
             "id": case.id,
@@ -158,7 +160,15 @@ def unpack(text: str, tokens_per_picture: int) -> "Int64[np.ndarray, 'n t']":
     return np.frombuffer(base64.b64decode(text), "<u2").astype(np.int64).reshape(-1, tokens_per_picture)
 
 
+def mean_of(answers: "Sequence[Sequence[Picture]]") -> "list[Picture]":
+    """The mean of several answers, picture by picture."""
+    return [np.rint(np.mean(same, axis=0)).astype(np.uint8) for same in zip(*answers, strict=True)]
+
+
 def repaint(prompter: Prompter, row: Mapping[str, Any], condition: str) -> "UInt8[np.ndarray, 'n y x 3'] | None":
-    """The answer of a row as pictures; None where none was painted."""
-    codes = row["conditions"].get(condition, {}).get("codes")
-    return None if codes is None else prompter.decode(unpack(codes, prompter.tokens_per_picture))
+    """The answer of a row as pictures, of an ensemble the mean; None where none was painted."""
+    found = row["conditions"].get(condition, {})
+    paint = lambda codes: prompter.decode(unpack(codes, prompter.tokens_per_picture))
+    if "parts" in found:
+        return np.stack(mean_of([list(paint(codes)) for codes in found["parts"]]))
+    return paint(found["codes"]) if "codes" in found else None

@@ -80,7 +80,7 @@ def draw_strip(suite: Suite, row: Row, place: str, prompter: Prompter) -> Strip:
     *before, query = case.prompts[name].pictures
     pairs = case.tuple_size == 2
     prompt = [Cell("→" if pairs and k % 2 else str(k // case.tuple_size + 1), p) for k, p in enumerate(before)]
-    rows = [[Cell("query" if pairs else "last shown", query)], *answer_rows(case, row, first, prompter)]
+    rows = [[Cell("query" if pairs else "last shown", query)], *answer_rows(row, first, prompter)]
     if case.truth:
         held = prompter.decode(prompter.encode(np.stack(case.truth)))
         rows.append(several("truth, tokenised", list(held), score_note(row["baselines"].get(CEILING, {}), first)))
@@ -93,15 +93,11 @@ def draw_strip(suite: Suite, row: Row, place: str, prompter: Prompter) -> Strip:
     return Strip(row["task"], title, tuple(prompt), tuple(map(tuple, rows)))
 
 
-def answer_rows(case: Case, row: Row, measure: str, prompter: Prompter) -> Iterator[list[Cell]]:
+def answer_rows(row: Row, measure: str, prompter: Prompter) -> Iterator[list[Cell]]:
     """Of the right prompt, the controls and an ensemble; of all others where there are none of these."""
-    painted = {name: pictures for name in case.prompts if (pictures := repaint(prompter, row, name)) is not None}
-    parts = [painted[name] for name, shown in case.prompts.items() if shown.joins == ENSEMBLE and name in painted]
-    if parts:
-        painted[ENSEMBLE] = np.rint(np.mean(parts, axis=0)).astype(np.uint8)
-    alone = [name for name in painted if name == ENSEMBLE or not case.prompts[name].joins]
-    known = [name for name in (RIGHT, *CONTROLS, ENSEMBLE) if name in alone]
-    for name in (known or alone)[:MOST_ANSWERS]:
+    painted = {name: pictures for name in row["conditions"] if (pictures := repaint(prompter, row, name)) is not None}
+    known = [name for name in (RIGHT, *CONTROLS, ENSEMBLE) if name in painted]
+    for name in (known or list(painted))[:MOST_ANSWERS]:
         found = row["conditions"][name]
         notes = (*score_note(found.get("scores", {}), measure), *nats_note(found))
         yield several(name.replace("_", " "), list(painted[name]), notes, answer=True)

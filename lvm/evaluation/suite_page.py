@@ -177,7 +177,8 @@ def control_tiles(tasks: Sequence[Task]) -> Iterator[tuple[str, str]]:
         known = [row["controls"][control]["nats"] for row in tasks if control in row["controls"]]
         caption = f"likelier truth after right pairs than after {words}"
         if len(known) == 1 and known[0]["mean"] is not None:
-            yield f"{number(known[0]['mean'])} nats", caption
+            sure = is_better(known[0]) or is_better(known[0], -1)
+            yield f"{number(known[0]['mean'])} nats", caption + ("" if sure else "; the interval holds 0")
         elif known:
             yield f"{sum(map(is_better, known))} of {len(known)}", f"tasks: {caption}"
     both = [[row["conditions"].get(name, {}).get("perplexity") for name in (RIGHT, NONE)] for row in tasks]
@@ -299,24 +300,37 @@ def webp(picture: "Picture", side: int, quality: int) -> str:
 
 
 def over_all(tasks: Mapping[str, Any]) -> str:
-    """What suites add to the reports of their tasks: numbers and intervals together, mappings of them one by one."""
-    own = {name: {k: v for k, v in row.items() if k not in OF_A_TASK} for name, row in tasks.items()}
+    """What suites add to the reports of their tasks: numbers and intervals in one table, mappings in one each, those of
+    mappings with a line for each of theirs."""
     single: dict[str, dict[str, Any]] = {}
     several: dict[str, dict[str, Any]] = {}
-    for name, row in own.items():
-        for key, value in row.items():
-            plain = not isinstance(value, Mapping) or {"mean", "low", "high"} <= set(value)
-            (single if plain else several).setdefault(key, {})[name] = value
-    parts = [cross_table("", {name: {key: row[name] for key, row in single.items() if name in row} for name in own})]
-    parts += [cross_table(key.replace("_", " "), row) for key, row in several.items()]
+    for name, row in tasks.items():
+        title = title_of(name)
+        for key in (key for key in row if key not in OF_A_TASK):
+            value = row[key]
+            if is_figure(value):
+                single.setdefault(title, {})[key] = value
+            elif value and all(map(is_figure, value.values())):
+                several.setdefault(key, {})[title] = value
+            else:
+                lines = {f"{title}, {inner}": of for inner, of in value.items()}
+                several.setdefault(key, {}).update(lines)
+    parts = [cross_table("", single), *(cross_table(key.replace("_", " "), rows) for key, rows in several.items())]
     return "".join(parts)
 
 
-def cross_table(title: str, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
-    lines = [[title_of(name), *(cell_text(row.get(key)) for key in columns)] for name, row in rows.items() if row]
+def is_figure(value: Any) -> bool:
+    """A number, a text or an interval."""
+    return not isinstance(value, Mapping) or "mean" in value
+
+
+def cross_table(title: str, rows: Mapping[str, Any]) -> str:
+    """A line for each of `rows`, a column for each key of theirs."""
+    known = {name: {"": row} if is_figure(row) else row for name, row in rows.items()}
+    columns = list(dict.fromkeys(key for row in known.values() for key in row))
+    lines = [[name, *(cell_text(row.get(key)) for key in columns)] for name, row in known.items()]
     heading = f"<h3>{escape(title)}</h3>" if title and lines else ""
-    return heading + table(["task", *(key.replace("_", " ") for key in columns)], lines) if columns else ""
+    return heading + table(["", *(key.replace("_", " ") for key in columns)], lines)
 
 
 def cell_text(value: Any) -> str:
@@ -337,7 +351,7 @@ def published(report: Report) -> str:
     for row in rows:
         source = (f"{row['source']}: {row['caveat']}", "text")
         lines.append([(row["name"], ""), *((number(row["scores"].get(key)), "") for key in keys), source])
-    return table(["model", *(key.replace("_", " ") for key in keys), "source and caveat"], lines)
+    return table(["model", *(key.replace("_", " ") for key in keys), ("source and caveat", "text")], lines)
 
 
 def our_score(report: Report, key: str) -> float | None:
@@ -362,19 +376,19 @@ def measure_table(measures: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         [m["name"], "higher" if m["higher_is_better"] else "lower", m["unit"], (m["about"], "text")] for m in measures
     ]
-    return table(["measure", "better", "unit", "how it is computed"], [*lines, *likelihood])
+    return table(["measure", "better", "unit", ("how it is computed", "text")], [*lines, *likelihood])
 
 
 def failed_table(failed: Sequence[Mapping[str, Any]]) -> str:
     rows = [[str(row["case"]), (str(row["file"]), "text"), (str(row["failed"]), "text")] for row in failed]
-    return table(["case", "file", "why"], rows)
+    return table(["case", ("file", "text"), ("why", "text")], rows)
 
 
 def settings_table(report: Report) -> str:
     about = ("suite", "model", "model_fingerprint", "parameters", "tokenizer", "precision", "commit", "seconds")
     named = {key: report[key] for key in about if key in report} | {"machine": report.get("machine", {})}
     lines = [[key.replace("_", " "), (value, "text")] for key, value in flat({**report["settings"], **named})]
-    return table(["setting", "value"], lines)
+    return table(["setting", ("value", "text")], lines)
 
 
 def flat(values: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str]]:

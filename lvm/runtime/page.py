@@ -37,7 +37,7 @@ svg { display: block; width: 100%; height: auto; }
 .strip img { width: 100%; display: block; border-radius: 2px; } .strip .answer img { outline: 2px solid #d9822b; }
 figcaption { font-size: .74rem; line-height: 1.3; text-align: center; color: var(--soft); }
 figcaption b { color: CanvasText; font-weight: 600; }
-td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 220px; }
+td.text, th.text { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 220px; }
 details { margin-top: 20px; } pre { overflow-x: auto; font-size: .8rem; background: var(--wash); padding: 10px; }
 """
 
@@ -60,16 +60,18 @@ def tile(value: str, caption: str) -> str:
     return f"<div class=tile><b>{escape(value)}</b><span>{escape(caption)}</span></div>"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
     """Cells are text, or (text, class)."""
-    drawn = []
-    for row in rows:
-        cells = ((cell, "") if isinstance(cell, str) else cell for cell in row)
-        drawn.append("<tr>" + "".join(f'<td class="{kind}">{escape(cell)}</td>' for cell, kind in cells) + "</tr>")
+    drawn = ["<tr>" + "".join(_cell("td", cell) for cell in row) + "</tr>" for row in rows]
     if not drawn:
         return ""
-    top = "".join(f"<th>{escape(name)}</th>" for name in head)
+    top = "".join(_cell("th", name) for name in head)
     return f"<div class=wide><table><thead><tr>{top}</tr></thead><tbody>{''.join(drawn)}</tbody></table></div>"
+
+
+def _cell(tag: str, cell: str | tuple[str, str]) -> str:
+    words, kind = (cell, "") if isinstance(cell, str) else cell
+    return f'<{tag} class="{kind}">{escape(words)}</{tag}>' if kind else f"<{tag}>{escape(words)}</{tag}>"
 
 
 def document(title: str, body: str) -> str:
