@@ -67,6 +67,8 @@ def headers(source: Source) -> Iterator[Header]:
                 files, group = look_up(line, source.config.image), look_up(line, source.config.group)
                 frames = len(files) if isinstance(files, list) else 1
                 yield Header(i, source.ids[i], source.ids[i] if group is None else writable(str(group)), frames)
+            else:
+                yield Header(i, source.ids[i], source.ids[i], 0, line)
     elif isinstance(source, CollectionSource):
         start = 0
         for name, part in source.sources.items():
@@ -104,10 +106,9 @@ class Clips:
             found = [header for header in headers(source) if header.frames > 1 or header.problem]
             clips = [header for header in found if header.group in kept_out]
         if not any(header.frames > 1 for header in clips):
-            remedy = (
-                "hold out more (--held-out 1000: all)" if found else "give a folder of videos or of frames/CLIP/*.jpg"
-            )
-            raise UserError(f"{self.name} has {len(found)} clips and none held out; {remedy}")
+            if not any(header.frames > 1 for header in found):
+                raise UserError(f"{self.name} has no clip; give a folder of videos, or one of frames/CLIP/*.jpg")
+            raise UserError(f"none of the {len(found)} clips of {self.name} is held out; --held-out 1000 asks them all")
         self.clips = one_of_each_group_first([clips[i] for i in pick(len(clips), np.arange(len(clips)), (seed, 6))])
         self._kept = Remembered(MOST_KEPT)
 
@@ -237,9 +238,7 @@ class ClipCases:
     def window(self, clip: Header) -> "tuple[UInt8[np.ndarray, 'n y x 3'], Item]":
         frames, item = self.data.read(clip)
         if len(frames) < self.cut.span:
-            raise BrokenItem(
-                clip.id, f"has {len(frames)} frames of the {clip.frames} promised, fewer than {self.cut.span}"
-            )
+            raise BrokenItem(clip.id, f"has {len(frames)} of {clip.frames} promised frames; {self.cut.span} are needed")
         return frames[self.cut.places(len(frames), self._seed, 7, group_hash(clip.id))], item
 
     def prompts(self, i: int, shown: "list[Any]") -> Mapping[str, Shown]:

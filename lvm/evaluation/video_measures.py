@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def ssim(answers: "UInt8[np.ndarray, 'n y x 3']", truths: "UInt8[np.ndarray, 'n y x 3']") -> "Sequence[float]":
     """Structural similarity of each picture (Wang et al. 2004) in float64: a Gaussian window of 11 pixels, sigma 1.5,
-    data range 255, each channel by itself, where the window fits; scikit-image and torchmetrics agree with it."""
+    data range 255, each channel by itself, the mean over the places where the window fits. scikit-image has it so with
+    gaussian_weights; torchmetrics takes reflected borders into the mean."""
     a, b = (torch.from_numpy(pictures).permute(0, 3, 1, 2).double() / 255 for pictures in (answers, truths))
     found: Sequence[float] = ssim_of_batch(a, b).tolist()
     return found

@@ -33,7 +33,7 @@ LEAST_SHOWN = 3  # that four frames to paint leave room for, else one is painted
 OF_MOVING = f"pixels that differ from the last frame shown by more than {MOVING} of 255, mean over channels"
 MEASURES = (
     Measure("psnr", True, "dB", "peak 255, all pixels; 100 of equal pictures"),
-    Measure("ssim", True, "", "Wang et al. 2004: Gaussian window of 11 pixels, sigma 1.5, data range 255"),
+    Measure("ssim", True, "", "Wang et al. 2004, where its Gaussian window fits: 11 pixels, sigma 1.5, range 255"),
     Measure("moving_psnr", True, "dB", f"on the truth's {OF_MOVING}; no number where nothing moves"),
     Measure("moving_iou", True, "", f"of {OF_MOVING}, in truth and in answer; no number where nothing moves"),
 )

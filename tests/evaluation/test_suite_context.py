@@ -1,0 +1,99 @@
+"""context: the likelihood of the next frame, by hand and by the command."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from small_clips import write_clips
+from tiny_prompter import SIZE, small_model, small_vqgan
+
+from lvm.commands.evaluate import main
+from lvm.evaluation.suites.base import Context
+from lvm.evaluation.suites.context import PUBLISHED
+from lvm.evaluation.suites.opening import open_suite
+from lvm.inference.prompter import Prompter
+from lvm.runtime import UserError
+
+WORLD = "kind: world\nsplit: test\nnum_scenes: 0\nnum_clips: 60\nnum_frames: 6\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prompter")
+    vq = small_vqgan()
+    vq.save_pretrained(folder / "tokenizer")
+    small_model(vq).save_pretrained(folder / "model")
+    (folder / "world.yaml").write_text(WORLD)
+    return folder
+
+
+def run(folder, out, data, *rest):
+    words = [str(folder / "model"), "--tokenizer", str(folder / "tokenizer"), "--data", str(data), "--suite", "context"]
+    code = main([*words, "--workers", "0", "--exact", "--out", str(out), *rest])
+    report = json.loads((out / "report.json").read_text())
+    return code, report, [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def asked(folder, tmp_path_factory):
+    began = time.monotonic()
+    found = run(folder, tmp_path_factory.mktemp("out"), folder / "world.yaml", "--targets", "30", "shown=[1,2,5]")
+    assert time.monotonic() - began < 20
+    return found
+
+
+def test_perplexity_by_frames_is_of_the_same_targets(asked):
+    code, report, rows = asked
+    task = report["tasks"]["next_frame"]
+    assert code == 0 and report["items"] == task["targets"] == 30 and report["published"][0]["scores"]["7"] == 49.8
+    assert set(task["perplexity"]) == {"1", "2", "5", "wrong"} and report["settings"]["shown"] == [1, 2, 5]
+    for frames, condition in {"1": "none", "2": "2", "5": "right", "wrong": "wrong_task"}.items():
+        nll = np.array([row["conditions"][condition]["nll"] for row in rows]) / 16
+        np.testing.assert_allclose(task["perplexity"][frames], np.exp(nll.mean()))
+        np.testing.assert_allclose(task["per_answer_perplexity"][frames], np.exp(nll).mean())
+    nats = {name: np.array([row["conditions"][name]["nll"] for row in rows]) for name in ("none", "2", "right")}
+    np.testing.assert_allclose(task["saved_nats"]["2"]["mean"], (nats["none"] - nats["2"]).mean())
+    np.testing.assert_allclose(task["saved_nats"]["5"]["mean"], (nats["none"] - nats["right"]).mean())
+    assert set(task["controls"]) == {"none", "shuffled", "wrong_task"}
+    assert all("codes" not in found for row in rows for found in row["conditions"].values()), "nothing is painted"
+
+
+def test_likelihoods_are_those_of_one_pass_over_the_prompt_and_the_target(folder, asked):
+    _, _, rows = asked
+    prompter = Prompter.from_pretrained(folder / "model", folder / "tokenizer", device="cpu")
+    suite = open_suite("context", Context(str(folder / "world.yaml"), SIZE, 6, 30), ["shown=[1,2,5]"])
+    for row in rows[:4]:
+        case = suite.case(row["case"])
+        assert set(case.prompts) == set(row["conditions"]) and case.id == row["id"]
+        for condition, shown in case.prompts.items():
+            codes = prompter.encode(np.stack([*shown.pictures, *case.truth])).reshape(-1)
+            bos = [] if condition == "right_without_bos" else [prompter.model.config.bos]
+            tokens = torch.tensor([[*bos, *codes.tolist()]])
+            with torch.no_grad():
+                nll = prompter.model.nll(tokens)[0, -16:].double().sum().item()
+            assert row["conditions"][condition]["nll"] == pytest.approx(nll, abs=1e-2), condition
+
+
+def test_folders_of_frames_and_models_of_other_contexts(folder, tmp_path):
+    write_clips(tmp_path / "data", *[5] * 24)
+    code, report, _ = run(folder, tmp_path / "out", tmp_path / "data", "--held-out", "1000")
+    assert code == 0 and report["items"] == 24 and report["settings"]["shown"] == [1, 3]
+    assert set(report["tasks"]["next_frame"]["perplexity"]) == {"1", "3", "wrong"}
+    assert set(PUBLISHED[0].scores) == {"1", "3", "7", "11", "15"}
+    context = Context(str(tmp_path / "data"), SIZE, 17)
+    assert open_suite("context", context, ["shown=[1,3,7]"]).settings["shown"] == [1, 3]
+    assert set(open_suite("context", context, ["other_bos=false"]).case(0).prompts) == {
+        "right", "none", "wrong_task", "shuffled",
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"unknown config key 'context\.strid'; did you mean 'stride'"):
+        open_suite("context", context, ["strid=2"])
+
+
+def test_a_damaged_frame_fails_its_clip_alone(folder, tmp_path):
+    write_clips(tmp_path / "data", *[4] * 5)
+    (tmp_path / "data" / "frames" / "b" / "02.png").write_bytes(b"\x89PNG")
+    code, report, rows = run(folder, tmp_path / "out", tmp_path / "data", "--held-out", "1000")
+    assert code == 1 and len(report["failed"]) == 1 and report["failed"][0]["file"].endswith("b/02.png")
+    assert sum("failed" not in row for row in rows) == 4 and report["tasks"]["next_frame"]["targets"] == 4
