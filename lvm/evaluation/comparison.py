@@ -28,6 +28,7 @@ from lvm.runtime import UserError, read_json
 from lvm.runtime.configs import flat, shown
 
 Row = Mapping[str, Any]
+MOST_SHOWN = 60  # characters of a setting in a message
 MAY_DIFFER = ("model", "tokenizer", "precision")  # in what was asked of two evaluations that can be compared
 NLL: dict[str, Any] = {"name": "nll", "higher_is_better": False, "unit": "nats", "about": "of the whole true answer"}
 CHOICE: dict[str, Any] = {
@@ -70,15 +71,23 @@ def read_evaluation(path: Path) -> Evaluated:
 
 def check_same_question(a: Evaluated, b: Evaluated) -> list[str]:
     """What may differ and does, in words. Raises `UserError` naming what must not differ."""
+    suites = a.question["suite"], b.question["suite"]
+    if suites[0] != suites[1]:
+        raise UserError(f"{a.path} is of suite {suites[0]} and {b.path} of suite {suites[1]}; compare one suite")
     ours, theirs = dict(flat(a.question)), dict(flat(b.question))
     lines: list[str] = []
     notes: list[str] = []
     for key in dict.fromkeys([*ours, *theirs]):
         if (one := ours.get(key, "absent")) != (other := theirs.get(key, "absent")):
-            (notes if key in MAY_DIFFER else lines).append(f"{key} is {one} and {other}")
+            (notes if key in MAY_DIFFER else lines).append(f"{key} is {brief(one)} and {brief(other)}")
     if lines:
         raise UserError(f"{a.path} and {b.path} are answers to different questions: {shown(lines)}")
     return [note for note in notes if not note.startswith("model")]
+
+
+def brief(value: Any) -> str:
+    words = str(value)
+    return words if len(words) <= MOST_SHOWN else words[: MOST_SHOWN - 3] + "..."
 
 
 def compare(a: Evaluated, b: Evaluated, seed: int = 0) -> dict[str, Any]:
