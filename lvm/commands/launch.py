@@ -220,7 +220,12 @@ def launch_tokenizing(command: Command, argv: Sequence[str]) -> int:
 
 
 def launch_evaluation(command: Command, argv: Sequence[str]) -> int:
-    words = evaluate.make_parser().parse_args(command.arguments)
+    """An array, each task of which evaluates its share of the cases."""
+    words = evaluate.make_parser().parse_intermixed_args(command.arguments)
+    if words.shard:
+        raise UserError("--shard is the array's; give tasks=N instead")
+    if command.launcher.tasks > 1 and words.suite == "demo":
+        raise UserError(f"tasks={command.launcher.tasks} for --suite demo, which one process does; leave tasks out")
     run_dir = (command.run_dir or Path("runs") / f"evaluate-{Path(words.out).name}").absolute()
     return carry_out(command, plan_of(command, run_dir, command.arguments), argv)
 

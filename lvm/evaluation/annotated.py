@@ -23,6 +23,7 @@ from lvm.runtime.hashing import group_hash, hash64, held_out
 from lvm.sources.base import BrokenItem, Source
 from lvm.sources.reading import read_units
 from lvm.world import turntables
+from lvm.world.objects import OBJECT_CLASSES, PERSON
 
 if TYPE_CHECKING:
     from lvm.evaluation.cases import Picture
@@ -96,12 +97,17 @@ class WorldItems:
         self._latents = list(range(world.num_trained_latents) if latents is None else latents)
         self._kept = Remembered()
         self.channels = tuple(self.read(0, self.views(0)[0])) if len(self._units) else ()
+        # Of objects only people have a pose, unless people stand in every picture.
+        self._posed = set(range(len(self._units)))
+        if kind == "object" and "pose" in world.channels and "pose" not in self.channels:
+            self._posed = {i for i, label in enumerate(self.labels) if label == OBJECT_CLASSES[PERSON]}
+            self.channels += ("pose",) if self._posed else ()
 
     def __len__(self) -> int:
         return len(self._units)
 
     def has(self, i: int, channel: str) -> bool:
-        return channel in self.channels
+        return channel in self.channels and (channel != "pose" or i in self._posed)
 
     def may_ask(self, i: int) -> bool:
         return True

@@ -1,6 +1,6 @@
 """Parts of annotated pictures, and cases of several parts one after the other: folds, splits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lvm.evaluation.annotated import Annotated
@@ -43,8 +43,9 @@ class Subset:
 class Joined:
     """Cases of all parts. A case's `item` counts within its own part."""
 
-    def __init__(self, parts: Sequence[PairCases]):
+    def __init__(self, parts: Iterable[PairCases]):
         self.parts = list(parts)
+        self.broken = [line for part in self.parts for line in part.broken]
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))

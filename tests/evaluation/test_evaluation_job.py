@@ -36,7 +36,7 @@ def words(folder, out, *more, suite="failures", data="world.yaml"):
     return [str(folder / "model"), *common, "--suite", suite, "--out", str(out), *more]
 
 
-FAILURES = ("--targets", "20", "tasks=[depth,edge]", "pairs=2")
+FAILURES = ("--targets", "20", "only=[depth,edge]", "pairs=2")
 
 
 def report_of(out):
@@ -113,7 +113,7 @@ def test_another_question_is_refused_with_the_difference(folder, whole):
         (["--suite", "nonsense"], r"--suite 'nonsense' is unknown; use one of perplexity, context"),
         (["pears=2"], r"pears.*pairs"),
         (["pairs=3"], r"pairs=3 do not fit: the model's context holds 6 pictures, 2 pairs"),
-        (["tasks=[depths]"], r"tasks has 'depths', which world/scene does not allow; it has"),
+        (["only=[depths]"], r"only has 'depths', which world/scene does not allow; it has"),
         (["nonsense"], "option 'nonsense' cannot be read; write KEY=VALUE"),
         (["--targets", "0"], "--targets 0: must be at least 1"),
         (["--held-out", "1001"], "--held-out 1001: must be from 0 to 1000"),
@@ -134,7 +134,7 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_evaluated(fol
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{n:02d}.png")
     cut = tmp_path / "photos" / "images" / "07.png"
     cut.write_bytes(cut.read_bytes()[:60])
-    more = ("--targets", "3", "--held-out", "1000", "tasks=[depth]", "pairs=2", "--data", str(tmp_path / "photos"))
+    more = ("--targets", "3", "--held-out", "1000", "only=[depth]", "pairs=2", "--data", str(tmp_path / "photos"))
     assert main(words(folder, tmp_path / "out", *more)) == 1
     report = report_of(tmp_path / "out")
     (line,) = report["unreadable"]

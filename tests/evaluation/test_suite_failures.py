@@ -34,7 +34,7 @@ def store(prompter, tmp_path_factory):
 
 def suite_of(prompter, **options):
     context = Context(None, 16, 6, num_cases=12, encode=Codes(prompter), decode=prompter.decode, world=WORLD)
-    return failures.make(context, build(failures.Options, {"tasks": ["edge"], "pairs": 2, **options}))
+    return failures.make(context, build(failures.Options, {"only": ["edge"], "pairs": 2, **options}))
 
 
 def answers_of(prompter, case):
@@ -91,7 +91,7 @@ def test_the_command_reports_rates(prompter, store, tmp_path):
     prompter.vq.save_pretrained(tmp_path / "tokenizer")
     prompter.model.save_pretrained(tmp_path / "model")
     words = [str(tmp_path / "model"), "--tokenizer", str(tmp_path / "tokenizer"), "--suite", "failures"]
-    words += ["--targets", "20", "--out", str(tmp_path / "out"), "tasks=[depth]", "pairs=2", f"train={store}"]
+    words += ["--targets", "20", "--out", str(tmp_path / "out"), "only=[depth]", "pairs=2", f"train={store}"]
     assert main(words) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     right = report["tasks"]["depth"]["conditions"]["right"]

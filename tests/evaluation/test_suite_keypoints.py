@@ -116,7 +116,7 @@ def test_the_box_is_of_what_differs_from_a_plain_rim():
 
 
 def test_the_truth_scores_all_and_points_a_little_or_far_off_as_they_should():
-    suite = suite_of(None, "tasks=[keypoints]")
+    suite = suite_of(None, "only=[keypoints]")
     seen = 0
     for n in range(len(suite)):
         case = suite.case(n)
@@ -136,7 +136,7 @@ def test_the_truth_scores_all_and_points_a_little_or_far_off_as_they_should():
 
 
 def test_points_too_many_cost_precision_and_never_add_to_pck():
-    suite = suite_of(None, "tasks=[keypoints]")
+    suite = suite_of(None, "only=[keypoints]")
     case = next(c for c in map(suite.case, range(8)) if len(c.facts["truth"].points) >= 2)
     photo, points = case.facts["query"]["image"], case.facts["truth"].points
     rim = np.array([[4.5, 4.5], [59.5, 4.5], [4.5, 59.5]])
@@ -149,7 +149,7 @@ def test_points_too_many_cost_precision_and_never_add_to_pck():
 
 
 def test_people_are_judged_joint_by_joint():
-    suite = suite_of(None, "tasks=[pose]", size=128)
+    suite = suite_of(None, "only=[pose]", size=128)
     shares = []
     for n in range(len(suite)):
         case = suite.case(n)
@@ -260,7 +260,7 @@ def test_data_without_keypoints_and_unknown_options_are_told(tmp_path):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="has no keypoints or pose to ask about"):
         suite_of(tmp_path, size=SIZE)
-    with pytest.raises(UserError, match="tasks has 'depth'"):
-        suite_of(None, "tasks=[depth]")
+    with pytest.raises(UserError, match="only has 'depth'"):
+        suite_of(None, "only=[depth]")
     with pytest.raises(UserError, match=r"least 1\.5"):
         suite_of(None, "least=1.5")

@@ -21,6 +21,7 @@ from lvm.evaluation.annotated import Remembered
 from lvm.evaluation.cases import Case, Measure
 from lvm.evaluation.job import LARGEST_BLOCK
 from lvm.evaluation.pairing import PairCases, PairingConfig
+from lvm.evaluation.parts import Joined
 from lvm.evaluation.suites.base import Context, describe_pairs
 from lvm.evaluation.suites.perplexity import asked
 from lvm.inference.choosing import one_colour
@@ -40,7 +41,7 @@ PICTURES_AT_ONCE = 2**16  # of the training store, compared together
 @dataclass(frozen=True)
 class Options:
     pairs: int | None = None  # before a query; null: 5, or as many as fit
-    tasks: tuple[str, ...] = ()  # names of some tasks; empty: all that the data allow
+    only: tuple[str, ...] = ()  # names of some tasks; empty: all that the data allow
     overlap: float = 0.9  # share of equal codes, place by place, from which on a picture is a copy
     train: str | None = None  # token store of the training, for copies_training
     choose: str = "random"
@@ -61,19 +62,21 @@ class FailuresSuite:
         pairing: dict[str, Any] = {"choose": options.choose, "order": options.order}
         config = PairingConfig(pairs=context.pairs(options.pairs), **pairing)
         number = context.num_cases or 100
-        self._parts = [
+        self._cases = Joined(
             PairCases(data, tasks, config, number, context.seed, same_label, context.encode)
-            for data, tasks, same_label in asked(context, options.tasks)
-        ]
+            for data, tasks, same_label in asked(context, options.only)
+        )
+        parts = self._cases.parts
+        self.broken = self._cases.broken
         self._held = Remembered(4 * LARGEST_BLOCK)  # the channels of queries through the tokenizer
-        self._tasks: dict[str, Task] = {task.name: task for part in self._parts for task in part.tasks}
+        self._tasks: dict[str, Task] = {task.name: task for part in parts for task in part.tasks}
         self._training = None if options.train is None else TrainingCodes(options.train)
         known = NAMES if self._training else NAMES[:-1]
         self.measures = [Measure("any", False, "share", "one of the failures below"), *map(self._measure, known)]
         self.settings = {
-            **describe_pairs(self._parts[0].data, None, config, context),
-            "data": [part.data.name for part in self._parts],
-            "data_fingerprint": [part.data.fingerprint() for part in self._parts],
+            **describe_pairs(parts[0].data, None, config, context),
+            "data": [part.data.name for part in parts],
+            "data_fingerprint": [part.data.fingerprint() for part in parts],
             "overlap": options.overlap,
             "codes of an answer": "of its picture, encoded again",
             "train": None if self._training is None else self._training.description,
@@ -90,19 +93,11 @@ class FailuresSuite:
         }
         return Measure(name, False, "share", about[name])
 
-    @property
-    def broken(self) -> Sequence[str]:
-        return [line for part in self._parts for line in part.broken]
-
     def __len__(self) -> int:
-        return sum(map(len, self._parts))
+        return len(self._cases)
 
     def case(self, i: int) -> Case:
-        for part in self._parts:
-            if i < len(part):
-                break
-            i -= len(part)
-        return part.case(i)
+        return self._cases.case(i)
 
     def judge(self, case: Case, pictures: "Sequence[Picture]") -> Mapping[str, float]:
         task, truth, answer = self._tasks[case.task], case.truth[0], pictures[0]

@@ -20,7 +20,7 @@ from lvm.evaluation.annotated import Annotated, SourceItems, WorldItems
 from lvm.evaluation.cases import Case, Measure, Published
 from lvm.evaluation.datasets.keypoint_lines import KeypointLines, refuse_matlab
 from lvm.evaluation.pairing import PairCases, PairingConfig
-from lvm.evaluation.subset import Subset
+from lvm.evaluation.parts import Joined
 from lvm.evaluation.suites.base import Context, describe_pairs, open_data
 from lvm.evaluation.tasks import Task
 from lvm.pictures import keypoints, skeletons
@@ -30,7 +30,6 @@ from lvm.sources.collection import CollectionSource
 from lvm.sources.manifest import ManifestSource, as_people, look_up
 from lvm.sources.world import WorldSource
 from lvm.world.figures import JOINTS, LIMBS
-from lvm.world.objects import OBJECT_CLASSES, PERSON
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -76,7 +75,7 @@ PUBLISHED = tuple(
 @dataclass(frozen=True)
 class Options:
     pairs: int | None = None  # before a query; by default 5, or as many as fit
-    tasks: tuple[str, ...] = ()  # keypoints, pose; empty: both, where the data have them
+    only: tuple[str, ...] = ()  # keypoints, pose; empty: both, where the data have them
     same_label: bool = False  # pairs are of the query's class
     least: float = 0.15  # of the way from the query to red, for a dot of an answer
     joints: int = 0  # of a skeleton, where the source does not say
@@ -107,14 +106,17 @@ class KeypointSuite:
         config = PairingConfig(pairs=context.pairs(options.pairs), ensemble=options.ensemble, **pairing)
         found, self._skeleton = open_parts(context, options)
         number, alike = context.num_cases or 200, options.same_label
-        self._parts = [
+        self._cases = Joined(
             PairCases(data, [task], config, number, context.seed, alike, context.encode) for data, task in found
-        ]
+        )
+        parts = self._cases.parts
+        self._data = {task.name: data for data, task in found}
+        self.broken = self._cases.broken
         self._least = options.least
         half = keypoints.default_half(context.size, context.size)
-        data, fingerprints = zip(*((part.data.name, part.data.fingerprint()) for part in self._parts))
+        data, fingerprints = zip(*((part.data.name, part.data.fingerprint()) for part in parts))
         self.settings = {
-            **describe_pairs(self._parts[0].data, None, config, context),
+            **describe_pairs(parts[0].data, None, config, context),
             "data": list(data),
             "data_fingerprint": list(fingerprints),
             "tasks": [task.name for _, task in found],
@@ -130,22 +132,15 @@ class KeypointSuite:
             f"{pm.GROUND} in RGB; of joints, what bounds those that are shown",
         }
 
-    @property
-    def broken(self) -> Sequence[str]:
-        return [line for part in self._parts for line in part.broken]
-
     def __len__(self) -> int:
-        return sum(map(len, self._parts))
+        return len(self._cases)
 
     def case(self, i: int) -> Case:
-        for part in self._parts:
-            if i < len(part):
-                break
-            i -= len(part)
-        case, query = part.case(i), part.episodes[0].query(i)
-        return replace(case, facts={**case.facts, "truth": self._truth(case, part.data, query)})
+        case = self._cases.case(i)
+        return replace(case, facts={**case.facts, "truth": self._truth(case)})
 
-    def _truth(self, case: Case, data: Annotated, query: int) -> Truth:
+    def _truth(self, case: Case) -> Truth:
+        data, query = self._data[case.task], case.facts["item"]
         if isinstance(data, KeypointLines):
             return Truth(data.points(query), pm.larger_side(data.box(query)))
         shown = case.facts["query"]
@@ -209,10 +204,10 @@ def pooled(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def open_parts(context: Context, options: Options) -> "tuple[list[tuple[Annotated, Task]], tuple[int, int] | None]":
     """(pictures, task) of each part, and the numbers of joints and limbs of skeletons. Raises `UserError`."""
-    for name in options.tasks:
+    for name in options.only:
         if name not in (DOTS.name, POSE.name):
-            raise UserError(f"tasks has {name!r}; keypoints knows {DOTS.name} and {POSE.name}")
-    wanted = [task for task in (DOTS, POSE) if task.name in (options.tasks or (DOTS.name, POSE.name))]
+            raise UserError(f"only has {name!r}; keypoints knows {DOTS.name} and {POSE.name}")
+    wanted = [task for task in (DOTS, POSE) if task.name in (options.only or (DOTS.name, POSE.name))]
     path = Path(context.data or "").expanduser()
     if path.suffix == ".jsonl":
         return [(KeypointLines(path, context.size, context.kept_out), DOTS)], None
@@ -244,9 +239,7 @@ def world_parts(world: WorldSource, size: int, wanted: Sequence[Task]) -> list[t
     if DOTS in wanted and world.counts["turntable"] and "keypoints" in world.channels:
         found.append((WorldItems(world, "turntable", size), DOTS))
     if POSE in wanted and world.counts["object"] and "pose" in world.channels:
-        objects = WorldItems(world, "object", size)
-        people = [i for i, label in enumerate(objects.labels) if label == OBJECT_CLASSES[PERSON]]
-        found.append((Subset(objects, people, "world/person"), POSE))
+        found.append((WorldItems(world, "object", size), POSE))
     return found
 
 

@@ -14,6 +14,7 @@ from lvm.evaluation.annotated import Annotated, WorldItems
 from lvm.evaluation.bootstrap import bootstrap_mean
 from lvm.evaluation.cases import NONE, RIGHT, SHUFFLED, WRONG_TASK, Case, Measure, Published, Shown
 from lvm.evaluation.pairing import PairCases, PairingConfig, flat
+from lvm.evaluation.parts import Joined
 from lvm.evaluation.suites.base import Context, describe_pairs, open_items
 from lvm.evaluation.summary import likelihoods, values
 from lvm.evaluation.tasks import Task, tasks_of
@@ -28,7 +29,7 @@ WITH_BOS = "right_with_bos"
 # Of a world: kind of unit -> channels asked about that scenes lack, and whether pairs are of one label.
 OF_KIND = {
     "scene": ((), False),
-    "object": (("object_mask", "object_box"), True),
+    "object": (("object_mask", "object_box", "pose"), True),
     "turntable": (("mask", "keypoints"), False),
     "puzzle": (("solution",), True),
 }
@@ -47,7 +48,7 @@ PUBLISHED = [
 @dataclass(frozen=True)
 class Options:
     shots: tuple[int, ...] = SHOTS  # numbers of pairs; those that do not fit the context are left out
-    tasks: tuple[str, ...] = ()  # names of some tasks; empty: all that the data allow
+    only: tuple[str, ...] = ()  # names of some tasks; empty: all that the data allow
     other_bos: bool = True  # ask without BOS too; with it, of a model that is prompted without
     choose: str = "random"
     order: str = "random"
@@ -67,30 +68,25 @@ class PerplexitySuite:
         pairing: dict[str, Any] = {"choose": options.choose, "order": options.order, "pool": options.pool}
         config = PairingConfig(pairs=max(self.shots), **pairing)
         number = context.num_cases or 200
-        self._parts: list[PairCases] = []
-        for data, tasks, same_label in asked(context, options.tasks):
-            self._parts.append(PairCases(data, tasks, config, number, context.seed, same_label, context.encode))
+        self._cases = Joined(
+            PairCases(data, tasks, config, number, context.seed, same_label, context.encode)
+            for data, tasks, same_label in asked(context, options.only)
+        )
+        parts = self._cases.parts
+        self.broken = self._cases.broken
         self.settings = {
-            **describe_pairs(self._parts[0].data, None, config, context),
-            "data": [part.data.name for part in self._parts],
-            "data_fingerprint": [part.data.fingerprint() for part in self._parts],
+            **describe_pairs(parts[0].data, None, config, context),
+            "data": [part.data.name for part in parts],
+            "data_fingerprint": [part.data.fingerprint() for part in parts],
             "shots": self.shots,
             "answers": "none are painted",
         }
 
-    @property
-    def broken(self) -> Sequence[str]:
-        return [line for part in self._parts for line in part.broken]
-
     def __len__(self) -> int:
-        return sum(map(len, self._parts))
+        return len(self._cases)
 
     def case(self, i: int) -> Case:
-        for part in self._parts:
-            if i < len(part):
-                break
-            i -= len(part)
-        case = part.case(i)
+        case = self._cases.case(i)
         right, query = list(case.facts["shown"]), case.prompts[NONE].pictures[-1]
         prompts = {str(k): Shown(flat(right[len(right) - k :], query), False) for k in self.shots[:-1] if k}
         for name in (RIGHT, WRONG_TASK, SHUFFLED, NONE):
@@ -151,7 +147,7 @@ def asked(context: Context, names: Sequence[str]) -> list[tuple[Annotated, list[
     known = [task.name for _, tasks, _ in found for task in tasks]
     for name in names:
         if name not in known:
-            raise UserError(f"tasks has {name!r}, which {scenes.name} does not allow; it has {', '.join(known)}")
+            raise UserError(f"only has {name!r}, which {scenes.name} does not allow; it has {', '.join(known)}")
     chosen = [(data, [t for t in tasks if not names or t.name in names], alike) for data, tasks, alike in found]
     chosen = [(data, tasks, alike) for data, tasks, alike in chosen if tasks]
     if not chosen:
