@@ -8,7 +8,10 @@ measures.py    scores of an answer against the truth
 baselines.py   copies, the tokenizer's ceiling, which task an answer looks like
 bootstrap.py   intervals
 suite.py       all of these together: one dictionary, and the pictures to look at
-charts.py, sheet.py, report.py   the same as something to look at
+sheet.py, report.py   the same as something to look at
+cases.py, pairing.py, ask.py, job.py, summary.py, suites/   suites: cases asked under several prompts, rows, a report
+strips.py, suite_page.py   cases of a suite drawn again from their rows, its page
+comparison.py, comparison_page.py   two evaluations of the same cases
 """
 
 import importlib

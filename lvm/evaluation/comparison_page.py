@@ -31,7 +31,7 @@ def comparison_page(comparisons: Sequence[Comparison], metrics: Mapping[str, Any
     if metrics:
         text = f"Step {metrics['step']}, no intervals: what both runs noted there."
         body += section("Metrics of both runs", text, metric_table(metrics))
-    raw = escape(json.dumps({"suites": comparisons, "metrics": metrics}, indent=1, sort_keys=True))
+    raw = escape(json.dumps({"suites": comparisons, "metrics": metrics}, indent=1, sort_keys=True), quote=False)
     details = f"<details><summary>All numbers</summary><pre>{raw}</pre></details>"
     return document(f"{a} and {b}", body + details)
 

@@ -33,7 +33,7 @@ Report = Mapping[str, Any]
 Task = Mapping[str, Any]  # of the report
 Interval = Mapping[str, Any]
 
-MOST_BYTES = 1_300_000  # of all pictures, before base64 makes a third more of them
+MOST_BYTES = 1_100_000  # of all pictures, before base64 makes a third more of them
 # Pixels a side and quality, tried in turn until the pictures are within `MOST_BYTES`; the first is exact.
 ENCODINGS = ((160, None), (160, 85), (112, 80), (80, 75), (56, 70), (40, 60))
 COLOURS = {RIGHT: charts.BLUE, WRONG_TASK: charts.RED, SHUFFLED: charts.ORANGE, NONE: "#8a63c9", CEILING: charts.GREEN}
@@ -91,7 +91,7 @@ def suite_page(report: Report, strips: Sequence[Strip]) -> str:
         "Every task is a picture, every prompt a sentence of pictures. The same queries are asked after the right "
         "prompt, after pairs of another task, after pairs whose answers changed places, and alone."
     )
-    raw = escape(json.dumps(report, indent=1, sort_keys=True))
+    raw = escape(json.dumps(report, indent=1, sort_keys=True), quote=False)
     details = f"<details><summary>All numbers (report.json)</summary><pre>{raw}</pre></details>"
     body = f"<h1>{escape(title)}</h1><p class=soft>{escape(intro)}</p>{tiles(report)}{''.join(sections)}{details}"
     return document(title, body)
