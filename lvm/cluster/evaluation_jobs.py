@@ -30,11 +30,12 @@ from typing import Any, Literal
 from lvm.cluster import slurm
 from lvm.cluster.job_script import python_words
 from lvm.cluster.runs import read_mapping, read_rows
+from lvm.evaluation.suites import SUITES as EVALUATIONS
 from lvm.runtime import UserError, atomic_write, write_json
 from lvm.runtime.checkpoint import linked, list_checkpoints
 from lvm.runtime.files import locked
 
-SUITES = ("held_out", "perplexity", "demo")
+SUITES = ("held_out", *EVALUATIONS, "demo")
 FOLDER = "evaluations"
 # What a job would take for its own: another job's, and a rank's.
 _OF_THIS_JOB = ("SLURM_", "PMI", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_", "LVM_CHAIN_LINK")
@@ -45,10 +46,12 @@ _ABOUT_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS")
 class EvaluationConfig:
     every_steps: int = 0  # checkpoints of these steps are evaluated, a multiple of trainer.save_every_steps; 0: none
     suites: tuple[str, ...] = ("held_out",)  # held_out: the loss on held-out windows; those of `lvm evaluate`
+    live: tuple[str, ...] = ()  # suites of `lvm evaluate` asked in the training itself, at trainer.answer_every_steps
+    live_targets: int = 8  # queries a task, of live
     windows: int = 256  # of held_out
-    targets: int = 200  # queries a task, of perplexity and demo
-    clips: int = 128  # of perplexity and demo on the world; 0: no frames
-    data: str | None = None  # of perplexity and demo: a folder of pictures, YAML of a source; null: the world
+    targets: int = 200  # queries a task, of all but held_out
+    clips: int = 128  # of demo on the world; 0: no frames
+    data: str | None = None  # of all but held_out: a folder of pictures, YAML of a source; null: the world
     launcher: Literal["auto", "slurm", "local"] = "auto"  # auto: slurm in a job of Slurm, else local
     most_waiting: int = 8  # checkpoints kept for evaluations that have not ended; beyond them one is left out
     time: str = "1:00:00"  # limit of a job
@@ -63,14 +66,15 @@ class EvaluationConfig:
         for name in ("every_steps", "clips", "gpus"):
             if getattr(self, name) < 0:
                 raise UserError(f"evaluation.{name} is {getattr(self, name)}; use 0 or more")
-        for name in ("windows", "targets", "most_waiting", "cpus"):
+        for name in ("windows", "targets", "live_targets", "most_waiting", "cpus"):
             if getattr(self, name) < 1:
                 raise UserError(f"evaluation.{name} is {getattr(self, name)}; use 1 or more")
         if not self.suites:
             raise UserError(f"evaluation.suites is empty; name some of {', '.join(SUITES)}")
-        for suite in self.suites:
-            if suite not in SUITES:
-                raise UserError(f"evaluation.suites has {suite!r}; known: {', '.join(SUITES)}")
+        for name, known in (("suites", SUITES), ("live", EVALUATIONS)):
+            for suite in getattr(self, name):
+                if suite not in known:
+                    raise UserError(f"evaluation.{name} has {suite!r}; known: {', '.join(known)}")
 
     def check_cadence(self, save_every_steps: int) -> None:
         """Raise `UserError` where checkpoints that are to be evaluated are never saved."""

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from lvm.evaluation.annotated import HeldOut
+from lvm.commands._suites import HELD_OUT, kept_out, world_of
 from lvm.evaluation.ask import Codes
 from lvm.evaluation.job import EvaluationJob
 from lvm.evaluation.perplexity import Precision
@@ -38,8 +38,9 @@ from lvm.evaluation.report import write_report
 from lvm.evaluation.sheet import report_sheet
 from lvm.evaluation.suite import evaluate_prompts
 from lvm.evaluation.suite_page import write_suite_page
+from lvm.evaluation.suites import SUITES
 from lvm.evaluation.suites.base import Context
-from lvm.evaluation.suites.opening import SUITES, open_suite
+from lvm.evaluation.suites.opening import open_suite
 from lvm.evaluation.summary import summarise
 from lvm.inference.prompter import Prompter, check_pair
 from lvm.model import LVM
@@ -52,8 +53,6 @@ from lvm.sources.world import WorldConfig, WorldSource
 from lvm.training import model_of_run
 from lvm.training.resume import find_checkpoint
 from tokenizer import VQGAN
-
-HELD_OUT = 150  # per mille of the groups of --data, where the model does not say
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -208,21 +207,17 @@ def config_of(path: Path) -> dict[str, Any]:
 
 def make_context(arguments: argparse.Namespace, prompter: Prompter) -> Context:
     config = config_of(Path(arguments.model))
-    data = config.get("data", {})
-    own = [group for source in data.get("sources", {}).values() for group in source.get("exclude_groups") or ()]
-    per_mille = data.get("held_out_per_mille", HELD_OUT) if arguments.held_out is None else arguments.held_out
-    world = {"kind": "world", **config["world"]} if config.get("world") else None
     return Context(
         data=arguments.data,
         size=prompter.vq.config.resolution,
         room=prompter.pictures_per_window,
         num_cases=arguments.targets,
         seed=arguments.seed,
-        kept_out=HeldOut(per_mille, tuple(arguments.held_out_groups or own)),
-        encode=Codes(prompter),
+        kept_out=kept_out(config, arguments.held_out, arguments.held_out_groups or ()),
+        encode=Codes(prompter.vq),
         decode=prompter.decode,
         workers=arguments.workers,
-        world=world,
+        world=world_of(config),
         prompt_bos=prompter.model.config.prompt_bos,
     )
 

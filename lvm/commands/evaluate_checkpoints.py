@@ -1,7 +1,7 @@
 """Evaluate the checkpoints of a run: lvm evaluate-checkpoints RUN [--suites held_out ...] [--steps N ...] [--follow]
 
 All that are kept and have no result yet, oldest first; results are joined into the run's metrics by step, and lie in
-RUN/evaluations. Suites: held_out, the loss on windows of what the run's plan holds out; perplexity and demo, those of
+RUN/evaluations. Suites: held_out, the loss on windows of what the run's plan holds out; all others are those of
 `lvm evaluate`. Options that are not given are those of the run's config, `evaluation`.
 --follow goes on with new checkpoints until the run ends; --submit leaves the work to jobs of Slurm (evaluation.launcher
 =local of the run: to processes).
@@ -23,6 +23,7 @@ from lvm.cluster.runs import open_run, state_of
 from lvm.commands import evaluate
 from lvm.commands.train import fill_world_store
 from lvm.data import held_out_plan, open_plan
+from lvm.evaluation.summary import task_figures
 from lvm.runtime import UserError, build, is_user_error, read_json
 from lvm.runtime.distributed import Distributed
 from lvm.training import TrainerConfig, model_of_run
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--suites", nargs="+", metavar="SUITE", help=" ".join(jobs.SUITES))
     parser.add_argument("--steps", nargs="+", type=int, metavar="N", help="of these checkpoints alone")
     parser.add_argument("--windows", type=int, help="of held_out")
-    parser.add_argument("--targets", type=int, help="queries a task, of perplexity and demo")
+    parser.add_argument("--targets", type=int, help="queries a task, of all but held_out")
     parser.add_argument("--follow", action="store_true", help="and those to come, until the run ends")
     parser.add_argument("--submit", action="store_true", help="as jobs, one a checkpoint")
     parser.add_argument("--in-turn", action="store_true", help="not while another evaluation of this run works")
@@ -150,14 +151,13 @@ def suite_figures(
         "--suite": suite,
         "--out": out,
         "--targets": config.targets,
-        "--clips": config.clips,
+        "--clips": config.clips if suite == "demo" else None,
         "--data": config.data,
     }
     given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
     evaluate.main([str(checkpoint), *given])
     report = read_json(out / "report.json")
-    rows = report["tasks"] | ({"frames": report["frames"]} if "frames" in report else {})
-    return {
-        name: {"perplexity": row["perplexity"]} | ({"score": row["model"]} if "model" in row else {})
-        for name, row in rows.items()
-    }
+    if suite == "demo":
+        rows = report["tasks"] | ({"frames": report["frames"]} if "frames" in report else {})
+        return {name: {"perplexity": row["perplexity"], "score": row["model"]} for name, row in rows.items()}
+    return task_figures(report)

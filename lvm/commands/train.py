@@ -102,17 +102,25 @@ def evaluation(
     if not trainer.answer_every_steps:
         return held_out, None
     from lvm.commands._answers import HeldOutAnswers
+    from lvm.commands._suites import LiveSuites
 
     fingerprint = plan.tokenizer_fingerprint
     tokenizer = tokenizer_of(config["vqgan"], fingerprint, "trainer.answer_every_steps")
     room = model.pictures_per_window(plan.tokens_per_picture)
-    return held_out, HeldOutAnswers(held_out, tokenizer, run_dir / "answers", room)
+    painted = HeldOutAnswers(held_out, tokenizer, run_dir / "answers", room)
+    jobs = evaluation_jobs(config, trainer)
+    if not jobs.live:
+        return held_out, painted
+    suites = LiveSuites(jobs.live, jobs.live_targets, jobs.data, config, tokenizer, room)
+    return held_out, lambda model, step: {**painted(model, step), **suites(model, step)}
 
 
 def evaluation_jobs(config: dict[str, Any], trainer: TrainerConfig) -> EvaluationConfig:
     """What is evaluated beside the training. Raises `UserError`."""
     jobs = build(EvaluationConfig, config["evaluation"], "evaluation")
     jobs.check_cadence(trainer.save_every_steps)
+    if jobs.live and not trainer.answer_every_steps:
+        raise UserError("evaluation.live is asked with the prompts of a run; set trainer.answer_every_steps too")
     return jobs
 
 

@@ -5,6 +5,7 @@ prompts begin with are fed once. Answers are greedy: no seed, no luck.
 """
 
 import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from lvm.evaluation.cases import CEILING, Case, Shown, Suite
 from lvm.evaluation.perplexity import Precision, autocast
-from lvm.inference.prompter import Prompter
+from lvm.inference.prompter import Prompter, encode
 from lvm.inference.rollout import Prompt
 from lvm.inference.scoring import score_answers
 
@@ -20,29 +21,28 @@ if TYPE_CHECKING:
     from jaxtyping import Float32, Int64, UInt8
 
     from lvm.evaluation.cases import Picture
+    from tokenizer import VQGAN
 
 
 class Codes:
     """The codes of pictures, each different picture encoded once."""
 
-    def __init__(self, prompter: Prompter):
-        self._prompter = prompter
+    def __init__(self, vq: "VQGAN"):
+        self._vq = vq
         self._known: dict[bytes, np.ndarray] = {}
 
-    def learn(self, pictures: "Sequence[Picture]") -> None:
-        new = {key: picture for picture in pictures if (key := picture.tobytes()) not in self._known}
-        if new:
-            self._known.update(zip(new, self._prompter.encode(np.stack(list(new.values())))))
-
     def __call__(self, pictures: "Sequence[Picture]") -> "Int64[np.ndarray, 'n t']":
-        self.learn(pictures)
-        return np.stack([self._known[picture.tobytes()] for picture in pictures])
+        keys = [hashlib.blake2b(picture.tobytes(), digest_size=16).digest() for picture in pictures]
+        new = {key: picture for key, picture in zip(keys, pictures) if key not in self._known}
+        if new:
+            self._known.update(zip(new, encode(self._vq, np.stack(list(new.values()))).astype(np.uint16)))
+        return np.stack([self._known[key] for key in keys]).astype(np.int64)
 
 
 def ask(prompter: Prompter, suite: Suite, cases: Sequence[Case], precision: Precision = "auto") -> list[dict[str, Any]]:
     """A row for each case; `precision` as in `lvm.evaluation.perplexity`."""
-    codes = Codes(prompter)
-    codes.learn([picture for case in cases for picture in pictures_of(case)])
+    codes = Codes(prompter.vq)
+    codes([picture for case in cases for picture in pictures_of(case)])
     with autocast(prompter.model.head.weight.device, precision):
         nll = likelihoods(prompter, cases, codes)
         answers = answered(prompter, cases, codes)

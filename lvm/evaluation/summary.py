@@ -136,3 +136,18 @@ def in_order(conditions: Mapping[str, Any]) -> list[tuple[str, Any]]:
         int(name) if name.isdigit() else CONTROLS.index(name) if name in CONTROLS else names.index(name),
     )
     return [(name, conditions[name]) for name in sorted(names, key=rank)]
+
+
+def task_figures(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a report goes into a run's metrics: perplexities by condition (or number of pairs), scores after the
+    right prompt, and what the controls cost."""
+    found = {}
+    for name, row in report["tasks"].items():
+        under = row["conditions"]
+        by = {condition: of["perplexity"] for condition, of in under.items() if of.get("perplexity") is not None}
+        figures: dict[str, Any] = {"perplexity": row.get("perplexity") or by}
+        right = under.get(RIGHT, {})
+        scores = {key: value["mean"] for key, value in right.items() if isinstance(value, Mapping)}
+        saved = {control: of["nats"]["mean"] for control, of in row["controls"].items()}
+        found[name] = {**figures, **({"score": scores} if scores else {}), "costs_nats": saved}
+    return found

@@ -186,19 +186,27 @@ class Prompter:
         squashed = [_as_image(picture).resize((columns, rows), Image.Resampling.BICUBIC) for picture in pictures]
         return np.stack([np.asarray(image) for image in squashed])
 
-    @torch.no_grad()
     def encode(self, pictures: "UInt8[np.ndarray, 'n y x 3']") -> "Int64[np.ndarray, 'n t']":
-        device = self.vq.quant_conv.weight.device
-        pixels = rearrange(torch.from_numpy(np.ascontiguousarray(pictures)), "n y x c -> n c y x")
-        codes = [self.vq.encode(piece.to(device).float() / 255) for piece in pixels.split(PICTURES_AT_ONCE)]
-        return torch.cat(codes).cpu().numpy()
+        return encode(self.vq, pictures)
 
-    @torch.no_grad()
     def decode(self, codes: "Int64[np.ndarray, 'n t']") -> "UInt8[np.ndarray, 'n y x 3']":
-        device, grid = self.vq.quant_conv.weight.device, self.vq.config.code_grid
-        pieces = torch.from_numpy(np.ascontiguousarray(codes)).to(device).split(PICTURES_AT_ONCE)
-        pixels = torch.cat([self.vq.decode(piece, grid) for piece in pieces])
-        return rearrange((pixels * 255).round().to(torch.uint8), "n c y x -> n y x c").cpu().numpy()
+        return decode(self.vq, codes)
+
+
+@torch.no_grad()
+def encode(vq: VQGAN, pictures: "UInt8[np.ndarray, 'n y x 3']") -> "Int64[np.ndarray, 'n t']":
+    device = vq.quant_conv.weight.device
+    pixels = rearrange(torch.from_numpy(np.ascontiguousarray(pictures)), "n y x c -> n c y x")
+    codes = [vq.encode(piece.to(device).float() / 255) for piece in pixels.split(PICTURES_AT_ONCE)]
+    return torch.cat(codes).cpu().numpy()
+
+
+@torch.no_grad()
+def decode(vq: VQGAN, codes: "Int64[np.ndarray, 'n t']") -> "UInt8[np.ndarray, 'n y x 3']":
+    device, grid = vq.quant_conv.weight.device, vq.config.code_grid
+    pieces = torch.from_numpy(np.ascontiguousarray(codes)).to(device).split(PICTURES_AT_ONCE)
+    pixels = torch.cat([vq.decode(piece, grid) for piece in pieces])
+    return rearrange((pixels * 255).round().to(torch.uint8), "n c y x -> n y x c").cpu().numpy()
 
 
 def _as_image(picture: Any) -> Image.Image:

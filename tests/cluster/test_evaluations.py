@@ -12,8 +12,8 @@ import pytest
 from tiny_runs import tiny_run, tiny_tokenizer
 
 from lvm.cluster.evaluation_jobs import EvaluationConfig, evaluations, hold, outside_this_job, waiting, write_result
-from lvm.commands import evaluate_checkpoints, train
-from lvm.runtime import UserError
+from lvm.commands import evaluate, evaluate_checkpoints, train
+from lvm.runtime import UserError, read_json
 from lvm.runtime.checkpoint import list_checkpoints
 from lvm.runtime.metrics import MetricsLog, read_metrics
 
@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_is_a_line_and_the_others_are_evaluated(run, capsys
     ("words", "message"),
     [
         (["--steps", "3"], "no checkpoint of step 3; kept: 2, 4"),
-        (["--suites", "nothing"], "'nothing'; known: held_out, perplexity, demo"),
+        (["--suites", "nothing"], "'nothing'; known: held_out, perplexity, context, .*failures, demo"),
         (["--windows", "0"], r"evaluation\.windows is 0"),
         (["--submit", "--windows", "3"], "--submit evaluates as the run's config says"),
     ],
@@ -204,3 +204,20 @@ def test_a_job_inherits_nothing_of_the_job_that_submits_it():
         "PATH": os.environ["PATH"],
         "LVM_CACHE": "x",
     }
+
+
+def test_suites_are_asked_in_the_training_itself(overrides, tmp_path):
+    """The same figures as of `lvm evaluate` on the checkpoint of that step."""
+    live = ["trainer.answer_every_steps=2", "evaluation.live=[perplexity,depth]", "evaluation.live_targets=2"]
+    train.train_config([*overrides, *live, "trainer.max_steps=2", f"run_dir={tmp_path / 'run'}"])
+    (found,) = [row["live"] for row in read_metrics(tmp_path / "run" / "metrics") if "live" in row]
+    assert set(found) == {"perplexity", "depth"} and found["depth"]["depth"]["score"]["abs_rel"] > 0
+    config = read_json(tmp_path / "run" / "config.json")
+    words = [str(tmp_path / "run"), "--tokenizer", config["vqgan"], "--targets", "2", "--workers", "0"]
+    evaluate.main([*words, "--suite", "depth", "--out", str(tmp_path / "depth")])
+    report = read_json(tmp_path / "depth" / "report.json")["tasks"]["depth"]["conditions"]["right"]
+    assert found["depth"]["depth"]["score"]["abs_rel"] == pytest.approx(report["abs_rel"]["mean"])
+    with pytest.raises(UserError, match=r"evaluation\.live .* set trainer\.answer_every_steps"):
+        train.train_config([*overrides, "evaluation.live=[perplexity]", f"run_dir={tmp_path / 'other'}"])
+    with pytest.raises(UserError, match=r"evaluation\.live has 'demo'; known: perplexity"):
+        train.train_config([*overrides, "evaluation.live=[demo]", f"run_dir={tmp_path / 'other'}"])

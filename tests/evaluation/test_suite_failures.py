@@ -33,7 +33,7 @@ def store(prompter, tmp_path_factory):
 
 
 def suite_of(prompter, **options):
-    context = Context(None, 16, 6, num_cases=12, encode=Codes(prompter), decode=prompter.decode, world=WORLD)
+    context = Context(None, 16, 6, num_cases=12, encode=Codes(prompter.vq), decode=prompter.decode, world=WORLD)
     return failures.make(context, build(failures.Options, {"only": ["edge"], "pairs": 2, **options}))
 
 

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "lvm.model": {"lvm.attention", "lvm.cross_entropy", "lvm.model_folder"},
     "lvm.interop": {"lvm.model", "lvm.data", "lvm.sentences", "lvm.store", "lvm.sources"},
     "lvm.training": {"lvm.data", "lvm.attention", "lvm.model"},
-    "lvm.cluster": {"lvm.model", "lvm.training"},
+    "lvm.cluster": {"lvm.model", "lvm.training", "lvm.evaluation"},
     "lvm.inference": {"lvm.model", "tokenizer", "lvm.pictures"},
     "lvm.evaluation": {
         "lvm.inference",

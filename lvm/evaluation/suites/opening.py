@@ -4,21 +4,9 @@ import importlib
 from collections.abc import Sequence
 
 from lvm.evaluation.cases import Suite
+from lvm.evaluation.suites import SUITES
 from lvm.evaluation.suites.base import Context
 from lvm.runtime import UserError, build, parse_options
-
-SUITES = (
-    "perplexity",
-    "context",
-    "pascal5i",
-    "depth",
-    "colorization",
-    "detection",
-    "keypoints",
-    "video",
-    "puzzles",
-    "failures",
-)
 
 
 def open_suite(name: str, context: Context, overrides: Sequence[str] = ()) -> Suite:
