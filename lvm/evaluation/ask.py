@@ -41,6 +41,8 @@ class Codes:
 
 def ask(prompter: Prompter, suite: Suite, cases: Sequence[Case], precision: Precision = "auto") -> list[dict[str, Any]]:
     """A row for each case; `precision` as in `lvm.evaluation.perplexity`."""
+    if not cases:
+        return []
     codes = Codes(prompter.vq)
     codes([picture for case in cases for picture in pictures_of(case)])
     with autocast(prompter.model.head.weight.device, precision):
