@@ -35,7 +35,7 @@ Interval = Mapping[str, Any]
 
 MOST_BYTES = 1_100_000  # of all pictures, before base64 makes a third more of them
 # Pixels a side and quality, tried in turn until the pictures are within `MOST_BYTES`; the first is exact.
-ENCODINGS = ((160, None), (160, 85), (112, 80), (80, 75), (56, 70), (40, 60))
+ENCODINGS = ((160, None), (160, 95), (160, 85), (112, 80), (80, 75), (56, 70), (40, 60))
 COLOURS = {RIGHT: charts.BLUE, WRONG_TASK: charts.RED, SHUFFLED: charts.ORANGE, NONE: "#8a63c9", CEILING: charts.GREEN}
 
 
