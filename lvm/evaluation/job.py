@@ -25,7 +25,8 @@ from lvm.runtime.lease import RunLease
 from lvm.runtime.progress import Progress
 from lvm.sources.base import BrokenItem
 
-LARGEST_BLOCK, BLOCKS = 32, 16  # cases; blocks of a short list, so that several processes find work
+SMALLEST_BLOCK, LARGEST_BLOCK = 32, 64  # cases: the engine is fastest with some hundred prompts at hand
+BLOCKS = 16  # of a list between, so that several processes find work
 QUESTION = "evaluation.json"
 VERSION = 1
 
@@ -40,7 +41,7 @@ class EvaluationJob:
         self.out, self.suite, self.shard, self.num_shards = out, suite, shard, num_shards
         self.question = json.loads(json.dumps({"version": VERSION, "cases": len(suite), **question}))
         check_folder(out, QUESTION, self.question)
-        size = max(1, min(LARGEST_BLOCK, -(-len(suite) // BLOCKS)))
+        size = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, -(-len(suite) // BLOCKS)))
         self.blocks = [range(start, min(start + size, len(suite))) for start in range(0, len(suite), size)]
         self.mine = [number for number in range(len(self.blocks)) if number % num_shards == shard]
 

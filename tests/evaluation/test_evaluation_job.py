@@ -36,7 +36,8 @@ def words(folder, out, *more, suite="failures", data="world.yaml"):
     return [str(folder / "model"), *common, "--suite", suite, "--out", str(out), *more]
 
 
-FAILURES = ("--targets", "20", "only=[depth,edge]", "pairs=2")
+FAILURES = ("--targets", "40", "only=[depth,edge]", "pairs=2")
+PERPLEXITY = ("--targets", "56", "only=[depth,edge,normal,segmentation]", "shots=[0,1]")
 
 
 def report_of(out):
@@ -53,9 +54,9 @@ def whole(folder, tmp_path_factory):
 
 def test_a_report_has_controls_baselines_and_intervals_for_the_same_queries(whole):
     report = report_of(whole)
-    assert report["items"] == 40 and not report["failed"] and set(report["tasks"]) == {"depth", "edge"}
+    assert report["items"] == 80 and not report["failed"] and set(report["tasks"]) == {"depth", "edge"}
     rows = [json.loads(line) for line in (whole / "rows.jsonl").read_text().splitlines()]
-    assert [row["case"] for row in rows] == list(range(40))
+    assert [row["case"] for row in rows] == list(range(80))
     for task in report["tasks"].values():
         assert {"right", "wrong_task", "shuffled", "none"} <= set(task["conditions"])
         assert set(task["controls"]) == {"wrong_task", "shuffled", "none"}
@@ -63,7 +64,7 @@ def test_a_report_has_controls_baselines_and_intervals_for_the_same_queries(whol
             task["baselines"]
         )
         for found in (*task["conditions"].values(), *task["baselines"].values()):
-            assert found["any"]["low"] <= found["any"]["mean"] <= found["any"]["high"] and found["any"]["items"] == 20
+            assert found["any"]["low"] <= found["any"]["mean"] <= found["any"]["high"] and found["any"]["items"] == 40
     of_depth = [row for row in rows if row["task"] == "depth"]
     mean = np.mean([row["conditions"]["right"]["scores"]["any"] for row in of_depth])
     assert report["tasks"]["depth"]["conditions"]["right"]["any"]["mean"] == pytest.approx(mean)
@@ -83,11 +84,12 @@ def test_three_shards_in_any_order_give_the_same_report(folder, whole, tmp_path,
     assert (tmp_path / "out" / "rows.jsonl").read_bytes() == (whole / "rows.jsonl").read_bytes()
 
 
-def test_killed_at_any_moment_the_same_command_ends_in_the_same_report(folder, whole, tmp_path):
-    command = [sys.executable, "-m", "lvm", "evaluate", *words(folder, tmp_path / "out", *FAILURES)]
+def test_killed_at_any_moment_the_same_command_ends_in_the_same_report(folder, tmp_path):
+    asked = lambda name: words(folder, tmp_path / name, *PERPLEXITY, suite="perplexity")
+    command = [sys.executable, "-m", "lvm", "evaluate", *asked("out")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     killed = 0
-    for blocks in (1, 5, 9):
+    for blocks in (1, 3, 5):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         until = time.monotonic() + 120
         while process.poll() is None and len(list((tmp_path / "out" / ".rows").glob("block-*"))) < blocks:
@@ -96,8 +98,8 @@ def test_killed_at_any_moment_the_same_command_ends_in_the_same_report(folder, w
         process.send_signal(signal.SIGKILL)
         killed += process.wait() == -signal.SIGKILL
     assert killed >= 2
-    assert main(words(folder, tmp_path / "out", *FAILURES)) == 0
-    assert report_of(tmp_path / "out") == report_of(whole)
+    assert main(asked("out")) == main(asked("whole")) == 0
+    assert report_of(tmp_path / "out") == report_of(tmp_path / "whole")
 
 
 def test_another_question_is_refused_with_the_difference(folder, whole):
