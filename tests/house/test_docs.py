@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lvm.commands import verbs
+from lvm.commands import evaluate, verbs
 from lvm.commands.launch import read_command
+from lvm.evaluation.suites import SUITES
+from lvm.runtime import build, parse_options
 from lvm.runtime.config_files import load_config
 from tokenizer.train import read_config
 
@@ -59,9 +61,20 @@ def check_verb(verb, arguments, capsys):
     for word in arguments:
         if word.startswith("-"):
             assert re.search(rf"(?<![\w-]){re.escape(word.split('=')[0])}(?![\w-])", known), f"lvm {verb} lacks {word}"
+    if verb == "evaluate":
+        check_suite(evaluate.make_parser().parse_intermixed_args(arguments))
     overrides = [word for word in arguments if re.match(r"[+~]{0,2}[\w./@]+=", word)]
     if verb in ("train", "demo"):
         check_overrides([*(["experiment=demo"] if verb == "demo" else []), *overrides])
+
+
+def check_suite(words):
+    """Its name, and its options by KEY=VALUE."""
+    if words.suite in ("all", "demo"):
+        assert not words.options
+        return
+    assert words.suite in SUITES
+    build(importlib.import_module(f"lvm.evaluation.suites.{words.suite}").Options, parse_options(words.options))
 
 
 def check_overrides(overrides):
