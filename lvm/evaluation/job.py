@@ -11,12 +11,13 @@ on how many work at it. Shard I of N takes every N-th block; whichever process f
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from lvm.evaluation.ask import ask
-from lvm.evaluation.cases import Suite
+from lvm.evaluation.cases import Case, Suite
 from lvm.evaluation.perplexity import Precision
 from lvm.inference.prompter import Prompter
 from lvm.runtime.files import atomic_write, read_json, write_json
@@ -68,21 +69,32 @@ class EvaluationJob:
             total = sum(len(self.blocks[block]) for block in self.mine)
             done = total - sum(len(self.blocks[block]) for block in todo)
             with Progress(total, "cases", done=done) as progress:
-                for block in todo:
-                    rows = self._rows(opened, self.blocks[block], precision)
+                for block, cases in self._cases(todo):
+                    whole = {number: case for number, case in cases.items() if isinstance(case, Case)}
+                    answered = zip(whole, ask(opened, self.suite, list(whole.values()), precision))
+                    rows = {number: {"case": number, **row} for number, row in answered}
                     lease.check()
-                    write_json(self.file(block), rows)
-                    progress.update(len(self.blocks[block]))
+                    write_json(self.file(block), [rows.get(number, cases[number]) for number in cases])
+                    progress.update(len(cases))
 
-    def _rows(self, prompter: Prompter, numbers: range, precision: Precision) -> list[dict[str, Any]]:
-        cases, failed = {}, {}
+    def _cases(self, blocks: Sequence[int]) -> Iterator[tuple[int, dict[int, Case | dict[str, Any]]]]:
+        """The cases of each block by number, or why one failed; those of the next are read meanwhile."""
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self._read, self.blocks[blocks[0]])
+            for place, block in enumerate(blocks):
+                cases = ahead.result()
+                if place + 1 < len(blocks):
+                    ahead = reader.submit(self._read, self.blocks[blocks[place + 1]])
+                yield block, cases
+
+    def _read(self, numbers: range) -> dict[int, Case | dict[str, Any]]:
+        cases: dict[int, Case | dict[str, Any]] = {}
         for number in numbers:
             try:
                 cases[number] = self.suite.case(number)
             except BrokenItem as error:
-                failed[number] = {"case": number, "file": error.file, "failed": error.reason}
-        answered = dict(zip(cases, ask(prompter, self.suite, list(cases.values()), precision)))
-        return [failed[number] if number in failed else {"case": number, **answered[number]} for number in numbers]
+                cases[number] = {"case": number, "file": error.file, "failed": error.reason}
+        return cases
 
     # What is derived of all shards' rows.
 
