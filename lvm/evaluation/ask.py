@@ -7,14 +7,17 @@ prompts begin with are fed once. Answers are greedy: no seed, no luck.
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lvm.evaluation.cases import CEILING, Case, Shown, Suite
 from lvm.evaluation.perplexity import Precision, autocast
+from lvm.inference.engine import Request, answer_requests
+from lvm.inference.generate import make_requests
 from lvm.inference.prompter import Prompter, encode
-from lvm.inference.rollout import Prompt
+from lvm.inference.sampling import GREEDY, answer_keys
 from lvm.inference.scoring import score_answers
 
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ def ask(prompter: Prompter, suite: Suite, cases: Sequence[Case], precision: Prec
     codes([picture for case in cases for picture in pictures_of(case)])
     with autocast(prompter.model.head.weight.device, precision):
         nll = likelihoods(prompter, cases, codes)
-        answers = answered(prompter, cases, codes)
+        answers = answered(prompter, cases, codes, nll)
     held = decoded(prompter, {number: codes(case.truth) for number, case in enumerate(cases)})
     pictures = decoded(prompter, answers)
     rows = []
@@ -89,16 +92,14 @@ def pictures_of(case: Case) -> "list[Picture]":
 def likelihoods(
     prompter: Prompter, cases: Sequence[Case], codes: Codes
 ) -> "dict[tuple[int, str], list[Float32[np.ndarray, 't']]]":
-    """NLL of each token of the truth after each prompt; of each choice, where there are several."""
+    """NLL of each token of the truth, or of each choice, after each prompt that is not answered."""
     sequences, lengths, places = [], [], []
     for number, case in enumerate(cases):
-        wanted = [[choice] for choice in case.choices] or [list(case.truth)]
         for condition, shown in case.prompts.items():
-            if shown.joins:
+            if shown.answered:
                 continue
             before = with_bos(prompter, codes(shown.pictures).reshape(-1), shown)
-            for answer in wanted:
-                after = codes(answer).reshape(-1)
+            for after in wanted(case, codes):
                 sequences.append(np.concatenate([before, after]))
                 lengths.append(len(after))
                 places.append((number, condition))
@@ -114,19 +115,34 @@ def with_bos(prompter: Prompter, tokens: "Int64[np.ndarray, 't']", shown: Shown)
     return np.concatenate([[config.bos], tokens]) if bos else tokens
 
 
+def wanted(case: Case, codes: Codes) -> "list[Int64[np.ndarray, 't']]":
+    """The answers whose likelihood is measured."""
+    return [codes([choice])[0] for choice in case.choices] or [codes(case.truth).reshape(-1)]
+
+
 def answered(
-    prompter: Prompter, cases: Sequence[Case], codes: Codes
+    prompter: Prompter,
+    cases: Sequence[Case],
+    codes: Codes,
+    nll: "dict[tuple[int, str], list[Float32[np.ndarray, 't']]]",
 ) -> "dict[tuple[int, str], Int64[np.ndarray, 'n t']]":
-    places, prompts = [], []
+    """Greedy answers; the likelihoods after the same prompts are put into `nll`: each prompt is fed once for both."""
+    config, t = prompter.model.config, prompter.tokens_per_picture
+    places: list[tuple[int, str]] = []
+    requests: list[Request] = []
     for number, case in enumerate(cases):
         for condition, shown in case.prompts.items():
             if shown.answered:
+                prompt = [codes(shown.pictures).reshape(-1)]
+                (request,) = make_requests(config, prompt, answer_keys(prompt, 1, 0), len(case.truth) * t)
+                given = () if shown.joins else tuple(wanted(case, codes))
                 places.append((number, condition))
-                prompts.append(Prompt(codes(shown.pictures), len(case.truth), case.tuple_size))
+                requests.append(replace(request, given=given))
     found = {}
-    if prompts:
-        for place, answer in prompter.continuations(prompts):
-            found[places[place]] = answer.tokens[0]
+    scored: dict[int, np.ndarray] = {}
+    for place, answer, _ in answer_requests(prompter.model, requests, GREEDY, nll=scored):
+        found[places[place]] = answer[0].reshape(-1, t)
+    nll.update({places[place]: list(rows) for place, rows in scored.items()})
     return found
 
 

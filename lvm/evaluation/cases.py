@@ -30,7 +30,7 @@ class Shown:
 
     pictures: "tuple[Picture, ...]"
     answered: bool = True  # the model paints an answer; without, only the truth's likelihood is measured
-    bos: bool | None = None  # before the prompt; None: as the model's prompts have it
+    bos: bool | None = None  # before a prompt that is not answered; None: as the model's prompts have it
     joins: str = ""  # the answer counts only as one of several that are averaged as this condition
 
 
@@ -40,7 +40,7 @@ class Case:
     task: str  # scores are averaged over the cases of a task
     prompts: Mapping[str, Shown]  # by condition
     truth: "tuple[Picture, ...]"  # what follows
-    tuple_size: int = 2  # the window moves by so many pictures
+    tuple_size: int = 2  # pictures of a tuple: inputs and answers alternate
     label: str = ""  # class
     choices: "tuple[Picture, ...]" = ()  # in place of `truth`, one picture each: which of them is most likely
     right_choice: int = 0

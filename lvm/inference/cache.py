@@ -14,6 +14,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -23,12 +24,13 @@ from lvm.inference.parts import attend_folded, attend_part, join
 from lvm.model import LVMConfig, apply_rope, rope_angles
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int64
+    from jaxtyping import Bool, Float, Float32, Int64
 
     from lvm.model import LVM, Block
 
 RECOMPILE_LIMIT = 64  # graphs of a function, before torch runs it as it is
 PREFILL_TOKENS = 2**13  # prompts go through the layers in pieces of about so many tokens
+LOGITS_AT_ONCE = 2**24  # elements, of answers that are scored
 
 
 def bytes_per_token(config: LVMConfig, itemsize: int) -> int:
@@ -57,6 +59,21 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
     return torch.compile(function, dynamic=True)
+
+
+def nll_of(
+    model: "LVM", hidden: "Float[Tensor, 'b t d']", targets: "Int64[Tensor, 'b t']"
+) -> "Float32[np.ndarray, 'b t']":
+    """Logits exist for some rows at a time, in float32."""
+    weight = model.head.weight.float()
+    rows = max(1, LOGITS_AT_ONCE // (targets.shape[1] * len(weight)))
+    with torch.autocast(hidden.device.type, enabled=False):
+        pieces = [
+            F.cross_entropy(F.linear(x.float(), weight).flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
+            for x, y in zip(hidden.split(rows), targets.split(rows))
+        ]
+    found: np.ndarray = torch.cat(pieces).cpu().numpy()
+    return found
 
 
 class Cache:
@@ -191,6 +208,67 @@ class Cache:
         own_k, own_v = (x.repeat_interleave(heads, 1) if heads > 1 else x for x in (k, v))
         own = attend_part(q, own_k, own_v, causal=True)
         return rearrange(join([shared, own]), "b h t k -> b t (h k)")
+
+    def behind_rows(
+        self, slot: int, cells: Sequence[int], tokens: "Int64[Tensor, 'cells a t']"
+    ) -> "Float[Tensor, 'cells a t d']":
+        """What the layers make of some answers behind each of these prompts, before the norm. None of them is kept."""
+        num_answers, t = tokens.shape[1:]
+        prefix, rows = self.prefix_lengths[slot], max(1, PREFILL_TOKENS // (num_answers * t))
+        found = []
+        for start in range(0, len(cells), rows):
+            piece = list(cells[start : start + rows])
+            where = torch.tensor(piece, device=tokens.device)
+            lengths = self._suffix_lengths[where, None]
+            size = max(self.suffix_lengths[cell] for cell in piece)
+            seen = None
+            if min(self.suffix_lengths[cell] for cell in piece) < size:
+                seen = rearrange(torch.arange(size, device=tokens.device) < lengths, "b s -> b 1 1 s")
+            positions = prefix + lengths + torch.arange(t, device=tokens.device)
+            cos, sin = self._angles(positions.repeat_interleave(num_answers, 0))
+            attention = functools.partial(self._behind_row, slot, where, size, seen, num_answers)
+            x = self._layers(self.model.embed(tokens[start : start + rows].flatten(0, 1)), cos, sin, attention)
+            found.append(rearrange(x, "(n a) t d -> n a t d", a=num_answers))
+        return torch.cat(found)
+
+    def _behind_row(
+        self,
+        slot: int,
+        where: "Int64[Tensor, 'n']",
+        size: int,
+        seen: "Bool[Tensor, 'n 1 1 s'] | None",
+        num_answers: int,
+        number: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+    ) -> Tensor:
+        """Answers before the prefix of their slot, the suffix of their prompt, and their own keys."""
+        heads, t = q.shape[1] // self.groups, q.shape[2]
+        suffix = self.suffix[number][:, where, :, :size]
+        own_k, own_v = (x.repeat_interleave(heads, 1) if heads > 1 else x for x in (k, v))
+        parts = [
+            attend_folded(q, suffix, "(n a) (g r) t", "n g (r a t)", seen, r=heads, a=num_answers, t=t),
+            attend_part(q, own_k, own_v, causal=True),
+        ]
+        if shared := self.prefix_lengths[slot]:
+            prefix = self.prefix[number, :, slot, None, :, :shared]
+            parts.append(attend_folded(q, prefix, "b (g r) t", "1 g (r b t)", r=heads, b=len(q)))
+        return rearrange(join(parts), "b h t k -> b t (h k)")
+
+    def nll_behind_rows(
+        self, slot: int, cells: Sequence[int], logits: "Float[Tensor, 'cells v']", tokens: "Int64[Tensor, 'cells a t']"
+    ) -> "Float32[np.ndarray, 'cells a t']":
+        """Nats of each token of some answers; `logits` are those after the prompts."""
+        num_answers = tokens.shape[1]
+        before = logits.float().repeat_interleave(num_answers, 0)
+        first = F.cross_entropy(before, tokens[..., 0].flatten(), reduction="none").cpu().numpy()
+        nll = [rearrange(first, "(n a) -> n a 1", a=num_answers)]
+        if tokens.shape[2] > 1:
+            hidden = self.normed(self.behind_rows(slot, cells, tokens[..., :-1]))
+            rest = nll_of(self.model, hidden.flatten(0, 1), tokens[..., 1:].flatten(0, 1))
+            nll.append(rearrange(rest, "(n a) t -> n a t", a=num_answers))
+        return np.concatenate(nll, axis=2)
 
     def slide(self, first: int, gone: int) -> None:
         """Let `gone` tokens behind the first `first` go; what stood in suffixes and answers joins the prefixes.

@@ -19,7 +19,8 @@ from lvm.inference.sampling import Sampling, draw, signed
 from lvm.inference.sharing import Group, group_by_prefix
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Int64, UInt64
+    from jaxtyping import Float, Float32, Int64, UInt64
+    from torch import Tensor
 
     from lvm.model import LVM
 
@@ -35,6 +36,7 @@ class Request:
     keys: "UInt64[np.ndarray, 'candidates']"
     num_tokens: int
     first_index: int = 0  # the number of the first code drawn, in its answer
+    given: "tuple[Int64[np.ndarray, 't'], ...]" = ()  # answers of one length whose likelihood is wanted too
 
     @property
     def size(self) -> int:
@@ -64,8 +66,11 @@ def answer_requests(
     cache_bytes: int | None = None,
     compile: bool | None = None,
     statistics: Statistics | None = None,
+    nll: "dict[int, Float32[np.ndarray, 'given t']] | None" = None,
 ) -> Iterator[Result]:
     """(number of the request, codes, log-probabilities) of each, as they are done. All have as many candidates.
+
+    The nats of what requests have `given` are put into `nll`, by number: the prompt is fed once for both.
 
     `cache_bytes` bounds the keys and values kept at a time (one prompt is always taken); `compile` None: on a GPU.
     """
@@ -75,7 +80,7 @@ def answer_requests(
     statistics = statistics or Statistics()
     for groups in alike(requests, group_by_prefix([request.tokens for request in requests])):
         room = cache_bytes or default_cache_bytes(model)
-        batch = make_batch(model, requests, groups, sampling, room, compile)
+        batch = make_batch(model, requests, groups, sampling, room, compile, {} if nll is None else nll)
         statistics.cache_bytes = max(statistics.cache_bytes, batch.cache.nbytes)
         yield from batch.run(groups, statistics)
         del batch  # before the next one's cache is made
@@ -131,6 +136,7 @@ def make_batch(
     sampling: Sampling,
     cache_bytes: int,
     compile: bool,
+    nll: "dict[int, Float32[np.ndarray, 'given t']]",
 ) -> "Batch":
     """A cache for these groups, as many cells as fit `cache_bytes`."""
     members = [(group, requests[member]) for group in groups for member in group.members]
@@ -145,7 +151,7 @@ def make_batch(
     rows = int(np.clip((cache_bytes - each * prefix) // max(row, 1), 1, min(largest, most)))
     slots = int(np.clip(cache_bytes // max(each * prefix + rows * row, 1), 1, min(len(groups), max(1, most // rows))))
     cache = Cache(model, slots, rows, candidates, prefix, suffix, max(1, answer - 1), compile)
-    return Batch(cache, requests, sampling, answer)
+    return Batch(cache, requests, sampling, answer, nll)
 
 
 @dataclass
@@ -156,6 +162,7 @@ class Batch:
     requests: Sequence[Request]
     sampling: Sampling
     answer: int  # codes of the longest answer
+    nll: "dict[int, Float32[np.ndarray, 'given t']]"  # of what was given, by request
     at: list[int | None] = field(init=False)  # the request of each cell
 
     def __post_init__(self) -> None:
@@ -218,6 +225,7 @@ class Batch:
             line[:length] = request.tokens[shared:]
         device = self.tokens.device
         logits = self.cache.feed_rows(slot, cells, torch.from_numpy(padded).to(device), lengths)
+        self._score_given(slot, cells, numbers, logits)
         where = torch.tensor(cells, device=device)
         self.keys[where] = signed(np.stack([request.keys for request in requests])).to(device)
         self.first_index[where] = torch.tensor([request.first_index for request in requests], device=device)
@@ -229,6 +237,18 @@ class Batch:
             self.at[cell], self.num_drawn[cell] = number, 1
         statistics.tokens_fed += sum(lengths)
         statistics.padding_fed += padded.size - sum(lengths)
+
+    def _score_given(self, slot: int, cells: list[int], numbers: list[int], logits: "Float[Tensor, 'b v']") -> None:
+        alike: dict[tuple[int, int], list[int]] = {}
+        for place, number in enumerate(numbers):
+            if given := self.requests[number].given:
+                alike.setdefault((len(given), len(given[0])), []).append(place)
+        for places in alike.values():
+            tokens = torch.from_numpy(np.stack([np.stack(self.requests[numbers[place]].given) for place in places]))
+            found = self.cache.nll_behind_rows(
+                slot, [cells[place] for place in places], logits[places], tokens.to(self.tokens.device)
+            )
+            self.nll.update(zip([numbers[place] for place in places], found))
 
     def _advance(self, steps: int, at_work: list[int], statistics: Statistics) -> None:
         """So many codes more in every cell up to the last at work."""

@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from lvm.inference.cache import Cache, bytes_per_token, cache_dtype
+from lvm.inference.cache import Cache, bytes_per_token, cache_dtype, nll_of
 from lvm.inference.engine import default_cache_bytes
 from lvm.inference.sharing import Group, group_by_prefix
 from lvm.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Float32, Int64
-    from torch import Tensor
+    from jaxtyping import Float32, Int64
 
     from lvm.model import LVM
 
 TOKENS_AT_ONCE = 2**13  # fed in one forward pass
-LOGITS_AT_ONCE = 2**24  # elements
 
 
 @torch.inference_mode()
@@ -100,18 +97,3 @@ def score_behind_prefix(
             last = answer_tokens[member]
             target = torch.from_numpy(rest[member][-last:].astype(np.int64)).to(device)
             nll[member] = nll_of(model, cache.normed(row[None, -last:]), target[None])[0]
-
-
-def nll_of(
-    model: "LVM", hidden: "Float[Tensor, 'b t d']", targets: "Int64[Tensor, 'b t']"
-) -> "Float32[np.ndarray, 'b t']":
-    """Logits exist for some rows at a time, in float32."""
-    weight = model.head.weight.float()
-    rows = max(1, LOGITS_AT_ONCE // (targets.shape[1] * len(weight)))
-    with torch.autocast(hidden.device.type, enabled=False):
-        pieces = [
-            F.cross_entropy(F.linear(x.float(), weight).flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
-            for x, y in zip(hidden.split(rows), targets.split(rows))
-        ]
-    found: np.ndarray = torch.cat(pieces).cpu().numpy()
-    return found

@@ -1,11 +1,16 @@
 """Answers scored behind what their prompts share: the same as one pass for each."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from tiny_prompter import small_model, small_vqgan
 
-from lvm.inference import scoring
+from lvm.inference import generate, scoring
+from lvm.inference.engine import answer_requests
+from lvm.inference.generate import make_requests
+from lvm.inference.sampling import GREEDY, answer_keys
 from lvm.inference.scoring import score_answers
 from lvm.runtime import UserError
 
@@ -53,3 +58,25 @@ def test_scores_are_those_of_one_pass_each(model, monkeypatch, kind, cache_bytes
 def test_too_long_a_sequence_is_refused(model):
     with pytest.raises(UserError, match="97 tokens exceeds the model's context of 96"):
         score_answers(model, [np.zeros(98, np.int64)], [16])
+
+
+@pytest.mark.parametrize("change", [{}, {"num_kv_heads": 1}, {"prompt_bos": False}])
+@pytest.mark.parametrize("shared", [0, 48])
+def test_given_answers_are_scored_by_the_engine_that_answers(change, shared):
+    """The prompt is fed once; likelihoods and greedy answers are those of separate passes."""
+    model = small_model(small_vqgan(), **change)
+    rng = np.random.default_rng(1)
+    begin = rng.integers(0, 32, shared)
+    prompts = [np.concatenate([begin, rng.integers(0, 32, n)]) for n in (16, 32, 32, 5)]
+    given = [tuple(rng.integers(0, 32, (k, t))) for k, t in ((1, 16), (3, 16), (0, 0), (2, 1))]
+    keys = answer_keys(prompts, 1, 0)
+    requests = [replace(r, given=g) for r, g in zip(make_requests(model.config, prompts, keys, 16), given)]
+    nll: dict[int, np.ndarray] = {}
+    found = {number: tokens for number, tokens, _ in answer_requests(model, requests, GREEDY, nll=nll)}
+    assert set(nll) == {0, 1, 3}
+    for number, request in enumerate(requests):
+        alone = generate(model, [torch.from_numpy(prompts[number])], 16, temperature=0.0).tokens[0]
+        np.testing.assert_array_equal(found[number], alone.numpy())
+        for answer, ours in zip(request.given, nll.get(number, ())):
+            (theirs,) = one_by_one(model, [np.concatenate([request.tokens, answer])], [len(answer)])
+            np.testing.assert_allclose(ours, theirs, atol=2e-5)
