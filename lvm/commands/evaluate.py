@@ -27,9 +27,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lvm.commands._suites import HELD_OUT, kept_out, world_of
+from lvm.commands.generate import choose_device
 from lvm.evaluation.ask import Codes
 from lvm.evaluation.job import EvaluationJob
 from lvm.evaluation.perplexity import Precision
@@ -75,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--held-out-groups", nargs="+", metavar="GROUP", help="and these (exclude_groups of the run)")
     parser.add_argument("--workers", type=int, default=2, help="processes that read pictures (2); 0: this one reads")
     parser.add_argument("--shard", metavar="I/N", help="do part I of N, from 0 (as Slurm or torchrun say)")
+    parser.add_argument("--device", help="cuda, cuda:1, cpu (a GPU if there is one, of several that of this task)")
     parser.add_argument("--exact", action="store_true", help="in float32, not bfloat16 where that is faster")
     return parser
 
@@ -171,7 +171,7 @@ def print_report(report: Mapping[str, Any]) -> None:
 
 
 def open_prompter(arguments: argparse.Namespace) -> Prompter:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(arguments.device)
     vq = VQGAN.from_pretrained(arguments.tokenizer).to(device)
     model = open_model(Path(arguments.model), device)
     check_pair(model.config, vq)

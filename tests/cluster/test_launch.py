@@ -83,7 +83,7 @@ def test_a_template_is_filled_in_and_is_shell(kind, no_slurm, monkeypatch):
     for line in ("--account=a", "--qos=q", "--constraint=c", "--mem=0", "--gpus-per-node=1", "--time=24:00:00"):
         assert f"#SBATCH {line}\n" in script
     assert "\nmodule load x\n" in script and sys.executable in script
-    assert ("--array=0-2" in script) == (kind in ("tokenize", "generate", "sweep"))
+    assert ("--array=0-2" in script) == (kind in ("tokenize", "evaluate", "generate", "sweep"))
     last = max(n for n, line in enumerate(script.splitlines()) if line.startswith("#SBATCH"))
     first = min(n for n, line in enumerate(script.splitlines()) if line and not line.startswith("#"))
     assert last < first, "sbatch reads no option after the first command"
@@ -156,6 +156,8 @@ def test_words_are_the_launchers_or_the_trainings():
         (["kind=generate", "A", "--tokenizer=t", "--sequence=a.png", "--out=o", "tasks=2"], "tasks=2 for one prompt"),
         (["kind=generate", "A", "--tokenizer=t", "--prompts=none.json", "--out=o"], "none.json cannot be read"),
         (["kind=evaluate", "A", "--tokenizer=t", "--suite=demo", "--out=o", "gpus=2", "--dry-run"], "nodes=1 gpus=1"),
+        (["kind=evaluate", "A", "--tokenizer=t", "--suite=demo", "--out=o", "tasks=2"], "tasks=2 for --suite demo"),
+        (["kind=evaluate", "A", "--tokenizer=t", "--suite=depth", "--out=o", "--shard=0/2"], "give tasks=N"),
         (["experiment=debug", "launcher=local", "gpus=99", "trainer.batch_size=99"], "gpus=99 is more than"),
         (["experiment=debug", "launcher=local", "nodes=2"], "one machine"),
     ],
