@@ -1,4 +1,4 @@
-"""Perplexity by number of pairs, prompted tasks and their scores, baselines and controls, reports.
+"""Evaluation: tasks given as prompts, their scores and likelihoods, baselines, controls, reports.
 
 tasks.py       which channel answers which
 prompts.py     evaluation data: sentences that end in a query, pixels and codes
@@ -9,7 +9,10 @@ baselines.py   copies, the tokenizer's ceiling, which task an answer looks like
 bootstrap.py   intervals
 suite.py       all of these together: one dictionary, and the pictures to look at
 sheet.py, report.py   the same as something to look at
-cases.py, pairing.py, ask.py, job.py, summary.py, suites/   suites: cases asked under several prompts, rows, a report
+suites/        what `lvm evaluate` asks, one file a suite; each makes cases (cases.py)
+annotated.py, clips.py, datasets/   pictures and clips to ask about: the world, sources of files, public layouts
+pairing.py, parts.py   which pairs stand before a query, under which conditions
+ask.py, job.py, summary.py   cases to rows, blocks of rows on disk, rows to a report
 strips.py, suite_page.py   cases of a suite drawn again from their rows, its page
 comparison.py, comparison_page.py   two evaluations of the same cases
 """

@@ -152,7 +152,7 @@ def choose(episodes: Episodes, number: int, encode: Encode | None) -> Pairs:
     config, data, task = episodes.config, episodes.data, episodes.task
     query, pool = episodes.query(number), episodes.pool(number)
     needed = config.pairs * config.ensemble
-    if config.choose == "random" and config.order == "random":
+    if config.choose == "random":
         pool = pool[:needed]
     view = episodes.view(number, [query, *pool])
     asked = data.read(query, view)
