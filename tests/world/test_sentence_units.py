@@ -100,7 +100,7 @@ def test_objects_have_the_channels_of_scenes():
     world = small(latents_per_scene=3)
     items = world.read(world.units("object")[0], 48)
     assert [item.view for item in items] == [0] + [1 + v for v in world.latents_of(4)]
-    assert list(items[0].channels) == ["image", "depth", "normal", "gray"]
+    assert list(items[0].channels) == ["image", "depth", "normal", "gray", *OBJECT_CHANNELS]
     assert all(set(item.channels) == set(LATENT_CHANNELS) and item.label == 0 for item in items[1:])
     person = world.read(world.units("object")[16], 48)[0]
     assert "pose" in person.channels and person.channels["pose"].any() and person.label == 16
