@@ -1,7 +1,8 @@
 """From annotated pictures to cases: which query, which pairs before it, and what stands there under other conditions.
 
     right        `pairs` pairs of the task and the query
-    wrong_task   as many pairs of another task of the same items, and the query
+    wrong_task   as many pairs of another task of the same items (of another class, where they have no other task), and
+                 the query
     shuffled     the same pairs, each input before the answer of the next
     none         the query alone
     ensemble     the mean of the answers after `ensemble` prompts of other pairs, where more than one is asked for
@@ -84,7 +85,7 @@ class Episodes:
         shown = holders if may_show is None else [i for i in holders if may_show(i)]
         self._holders = group_by(shown, key)
         self._askable = group_by(asked if may_show is None else shown, key)
-        self._key = key
+        self._key, self._same_label = key, same_label
         order = pick(len(asked), np.array(asked, np.int64), (*self._keys, 0)).tolist()
         needed = config.pairs * config.ensemble
         others = self._count_others()
@@ -118,6 +119,15 @@ class Episodes:
         """In keyed order."""
         among = np.array(self.candidates(self.query(number)), np.int64)
         return pick(self.config.pool, among, (*self._keys, 1, number)).tolist()
+
+    def of_other_label(self, number: int) -> list[int]:
+        """As many items of another class as stand before a query; none where pairs are of any class."""
+        own, pairs = self._key(self.query(number)), self.config.pairs
+        labels = sorted(label for label, items in self._holders.items() if label != own and len(items) >= pairs)
+        if not self._same_label or not labels:
+            return []
+        label = labels[int(hash64(*self._keys, 5, number) % np.uint64(len(labels)))]
+        return pick(pairs, np.array(self._holders[label], np.int64), (*self._keys, 6, number)).tolist()
 
     def view(self, number: int, items: Sequence[int]) -> int:
         """One that all items of the sentence can be drawn under, above 0 where there is one."""
@@ -187,11 +197,13 @@ def shuffled(pairs: "Sequence[tuple[Picture, Picture]]") -> "list[tuple[Picture,
     return [(given, answer) for (given, _), answer in zip(pairs, [*answers[1:], answers[0]])]
 
 
-def prompts_of(found: Pairs, task: Task, wrong: Task | None, config: PairingConfig) -> dict[str, Shown]:
+def prompts_of(
+    found: Pairs, task: Task, wrong: "Sequence[tuple[Picture, Picture]]", config: PairingConfig
+) -> dict[str, Shown]:
     query, right = found.query[task.input], found.of(task)
     prompts = {RIGHT: Shown(flat(right, query))}
-    if wrong is not None:
-        prompts[WRONG_TASK] = Shown(flat(found.of(wrong), query))
+    if wrong:
+        prompts[WRONG_TASK] = Shown(flat(wrong, query))
     prompts[SHUFFLED] = Shown(flat(shuffled(right), query))
     prompts[NONE] = Shown((query,))
     for k in range(config.ensemble if config.ensemble > 1 else 0):
@@ -253,6 +265,16 @@ class PairCases:
     def __len__(self) -> int:
         return self.num_cases * len(self.tasks)
 
+    def _wrong_pairs(
+        self, episodes: Episodes, number: int, found: Pairs, wrong: Task | None
+    ) -> "list[tuple[Picture, Picture]]":
+        """Of another task; where the items have none, of the same task and another class."""
+        if wrong is not None:
+            return found.of(wrong)
+        task = episodes.task
+        drawn = [self.data.read(i, found.view) for i in episodes.of_other_label(number)]
+        return [(channels[task.input], channels[task.output]) for channels in drawn]
+
     def case(self, i: int) -> Case:
         which, number = divmod(i, self.num_cases)
         episodes, task = self.episodes[which], self.tasks[which]
@@ -264,7 +286,7 @@ class PairCases:
         return Case(
             id=self.data.ids[query] + (f"#{again}" if again else ""),
             task=task.name,
-            prompts=prompts_of(found, task, wrong, self.config),
+            prompts=prompts_of(found, task, self._wrong_pairs(episodes, number, found, wrong), self.config),
             truth=(found.query[task.output],),
             label=self.data.labels[query],
             baselines=baselines_of(found, task),

@@ -20,13 +20,12 @@ from lvm.evaluation.cases import CONTROLS, NONE, RIGHT, SHUFFLED, WRONG_TASK, Ca
 from lvm.evaluation.choice_measures import ninth_cell, root_mean_square, share_of_least
 from lvm.evaluation.datasets.raven import TREE, RavenMatrices
 from lvm.evaluation.matrices import Matrices, WorldMatrices
-from lvm.evaluation.pairing import PairCases, PairingConfig, flat, group_by, thumbnail
+from lvm.evaluation.pairing import PairCases, PairingConfig, group_by, thumbnail
 from lvm.evaluation.prompts import pick
 from lvm.evaluation.suites.base import Context, describe_pairs, open_data
 from lvm.evaluation.summary import interval
 from lvm.evaluation.tasks import Task
 from lvm.runtime import UserError
-from lvm.runtime.hashing import hash64
 from lvm.sources.world import WorldSource
 
 if TYPE_CHECKING:
@@ -165,34 +164,16 @@ class MatrixCases:
     """Pairs of a matrix and its solution by the query's rules, then the query."""
 
     def __init__(self, data: Matrices, config: PairingConfig, num_cases: int, context: Context):
-        self._data, self._pairs, self._seed = data, config.pairs, context.seed
+        self._data = data
         self._cases = PairCases(data, [TASK], config, num_cases, context.seed, True, context.encode)
-        self._of_label = group_by(range(len(data)), lambda i: data.labels[i])
 
     def __len__(self) -> int:
         return len(self._cases)
 
     def case(self, i: int) -> Case:
-        case, query = self._cases.case(i), self._cases.episodes[0].query(i)
-        prompts = {RIGHT: case.prompts[RIGHT]}
-        if wrong := self._of_other_rules(query, i):
-            pairs = [(self._data.read(k, 0)["image"], self._data.read(k, 0)["solution"]) for k in wrong]
-            prompts[WRONG_TASK] = Shown(flat(pairs, case.prompts[NONE].pictures[-1]))
-        filled, right = self._data.filled(query), self._data.right_choice(query)
-        return replace(
-            case,
-            prompts={**prompts, **{name: shown for name, shown in case.prompts.items() if name != RIGHT}},
-            choices=tuple(filled),
-            right_choice=right,
-        )
-
-    def _of_other_rules(self, query: int, number: int) -> list[int]:
-        own = self._data.labels[query]
-        others = sorted(label for label, items in self._of_label.items() if label != own and len(items) >= self._pairs)
-        if not others:
-            return []
-        label = others[int(hash64(self._seed, 6, number) % np.uint64(len(others)))]
-        return pick(self._pairs, np.array(self._of_label[label]), (self._seed, 7, number)).tolist()
+        case = self._cases.case(i)
+        query = case.facts["item"]
+        return replace(case, choices=tuple(self._data.filled(query)), right_choice=self._data.right_choice(query))
 
 
 PANEL_CONDITIONS = {
