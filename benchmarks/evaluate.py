@@ -58,7 +58,7 @@ def main(options: Options) -> dict[str, Any]:
 
     def evaluation() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            EvaluationJob(Path(folder) / "out", open_suite(options.suite, context), {}).run(lambda: prompter)
+            EvaluationJob(Path(folder) / "out", open_suite(options.suite, context), {}).run(prompter)
 
     engine(), evaluation()  # warm
     seconds: dict[str, list[float]] = {"engine": [], "evaluation": []}

@@ -30,6 +30,7 @@ from typing import Any
 from lvm.commands._suites import HELD_OUT, kept_out, world_of
 from lvm.commands.generate import choose_device
 from lvm.evaluation.ask import Codes
+from lvm.evaluation.cases import Suite
 from lvm.evaluation.job import EvaluationJob
 from lvm.evaluation.perplexity import Precision
 from lvm.evaluation.prompts import ClipSet, PromptSet, source_prompts, world_clips, world_prompts
@@ -87,29 +88,31 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--held-out {arguments.held_out}: must be from 0 to 1000, per mille")
     if arguments.suite == "demo":
         return evaluate_demo(arguments)
-    if arguments.suite != "all":
-        return evaluate_suite(arguments, arguments.suite, arguments.out)
-    if arguments.options:
+    if arguments.suite == "all" and arguments.options:
         raise UserError(f"{arguments.options[0]} is an option of one suite; name it with --suite, not all")
+    prompter = open_prompter(arguments)
+    context = make_context(arguments, prompter)
+    if arguments.suite != "all":
+        suite = open_suite(arguments.suite, context, arguments.options)
+        return evaluate_suite(arguments, suite, prompter, arguments.out)
     codes = []
     for name in SUITES:
         try:
-            codes.append(evaluate_suite(arguments, name, arguments.out / name))
+            suite = open_suite(name, context)
         except UserError as error:
             print(f"{name}: not run: {error}", file=sys.stderr)
+        else:
+            codes.append(evaluate_suite(arguments, suite, prompter, arguments.out / name))
     if not codes:
         raise UserError("no suite could be run; the lines above say why")
     return max(codes)
 
 
-def evaluate_suite(arguments: argparse.Namespace, name: str, out: Path) -> int:
+def evaluate_suite(arguments: argparse.Namespace, suite: Suite, prompter: Prompter, out: Path) -> int:
     began = time.monotonic()
-    prompter = open_prompter(arguments)
-    context = make_context(arguments, prompter)
-    suite = open_suite(name, context, arguments.options)
     precision: Precision = "exact" if arguments.exact else "auto"
     question = {
-        "suite": name,
+        "suite": suite.name,
         "model": identity(Path(arguments.model)),
         "tokenizer": prompter.vq.fingerprint,
         "precision": precision,
@@ -117,7 +120,7 @@ def evaluate_suite(arguments: argparse.Namespace, name: str, out: Path) -> int:
     }
     shard, num_shards = read_shard(arguments.shard) if arguments.shard else shard_of_environment()
     job = EvaluationJob(out, suite, question, shard, num_shards)
-    job.run(lambda: prompter, precision)
+    job.run(prompter, precision)
     if not job.is_complete():
         print(f"shard {shard} of {num_shards} is done; other shards are not yet")
         return 0
@@ -147,8 +150,7 @@ def evaluate_suite(arguments: argparse.Namespace, name: str, out: Path) -> int:
     if report["unreadable"]:
         print(
             f"error: {len(report['unreadable'])} files of the data could not be read and were left out, "
-            f"the first {report['unreadable'][0]}; "
-            "all are in report.json",
+            f"the first {report['unreadable'][0]}; all are in report.json",
             file=sys.stderr,
         )
     return 1 if report["failed"] or report["unreadable"] else 0

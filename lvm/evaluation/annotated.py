@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lvm.evaluation.cases import Picture
     from lvm.sources.world import WorldSource
 
+WORLD = "world_evaluated"  # configs/data/source: the embedded default
 MOST_KEPT = 96  # units read last, whose pictures are kept
 MAX_UNITS = 4000  # of a source of files that are looked at, in keyed order
 

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lvm.evaluation.annotated import HeldOut, Remembered
+from lvm.evaluation.annotated import WORLD, HeldOut, Remembered
 from lvm.evaluation.cases import NONE, RIGHT, SHUFFLED, WRONG_TASK, Case, Shown
 from lvm.evaluation.prompts import pick
-from lvm.evaluation.suites.base import WORLD, Context, open_data
 from lvm.runtime import UserError
 from lvm.runtime.hashing import group_hash, hash64
 from lvm.sources.base import BrokenItem, Item, Source, writable
@@ -136,10 +135,6 @@ def one_of_each_group_first(clips: Sequence[Header]) -> list[Header]:
         ranks.append(before[clip.group])
         before[clip.group] += 1
     return [clips[i] for i in np.argsort(np.array(ranks, np.int64), kind="stable")]
-
-
-def open_clips(context: Context, kind: Kind) -> Clips:
-    return Clips(open_data(context), context.size, context.kept_out, context.seed, kind)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ on how many work at it. Shard I of N takes every N-th block; whichever process f
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class EvaluationJob:
             block for block in self.mine if not self.file(block).is_file() or failed_in(read_json(self.file(block)))
         ]
 
-    def run(self, prompter: Callable[[], Prompter], precision: Precision = "auto") -> None:
+    def run(self, prompter: Prompter, precision: Precision = "auto") -> None:
         """Do what is missing."""
         todo = self.missing
         if not todo:
@@ -65,13 +65,12 @@ class EvaluationJob:
         refuse_other_numbers(self.out, self.num_shards)
         with RunLease(self.out, f".shard-{self.shard}-of-{self.num_shards}.json", over_hosts=True) as lease:
             (self.out / ".rows").mkdir(exist_ok=True)
-            opened = prompter()
             total = sum(len(self.blocks[block]) for block in self.mine)
             done = total - sum(len(self.blocks[block]) for block in todo)
             with Progress(total, "cases", done=done) as progress:
                 for block, cases in self._cases(todo):
                     whole = {number: case for number, case in cases.items() if isinstance(case, Case)}
-                    answered = zip(whole, ask(opened, self.suite, list(whole.values()), precision))
+                    answered = zip(whole, ask(prompter, self.suite, list(whole.values()), precision))
                     rows = {number: {"case": number, **row} for number, row in answered}
                     lease.check()
                     write_json(self.file(block), [rows.get(number, cases[number]) for number in cases])

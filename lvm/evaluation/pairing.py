@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 16  # pixels a side, for the nearest pair
 
+Choose = Literal["random", "nearest"]
+Order = Literal["random", "nearest_last", "nearest_first"]
 Encode = Callable[["Sequence[Picture]"], "Int64[np.ndarray, 'n t']"]
 
 
@@ -39,8 +41,8 @@ Encode = Callable[["Sequence[Picture]"], "Int64[np.ndarray, 'n t']"]
 class PairingConfig:
     pairs: int = 5  # before a query
     pool: int = 64  # items that pairs are chosen from, for each query
-    choose: Literal["random", "nearest"] = "random"  # nearest: whose inputs share most codes with the query (Jaccard)
-    order: Literal["random", "nearest_last", "nearest_first"] = "random"  # of the chosen pairs
+    choose: Choose = "random"  # nearest: whose inputs share most codes with the query (Jaccard)
+    order: Order = "random"  # of the chosen pairs
     ensemble: int = 1  # prompts of other pairs, whose answers are averaged
 
     def __post_init__(self) -> None:

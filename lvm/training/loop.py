@@ -471,7 +471,9 @@ def train(
             if on_time or last or due(config.save_every_steps, state.step):
                 state = bad_steps.read(state)
             if on_time or last:  # a last odd interval is kept, for a run that max_steps prolongs
-                journal.log(state, by_source.gather(reset=on_time), plan.names, lr, float(norm))
+                sums = by_source.gather(reset=on_time)
+                must_be_ours()  # again: the sums were waited for
+                journal.log(state, sums, plan.names, lr, float(norm))
             with journal.paused():
                 validation: dict[str, Any] = {}
                 if validate is not None and due(config.validate_every_steps, state.step):

@@ -10,8 +10,8 @@ from small_clips import seen, write_clips
 from tiny_prompter import SIZE
 
 from lvm.evaluation.annotated import HeldOut
-from lvm.evaluation.clips import ClipCases, Clips, Cut, headers, make_cut, one_of_each_group_first, open_clips
-from lvm.evaluation.suites.base import Context
+from lvm.evaluation.clips import ClipCases, Clips, Cut, headers, make_cut, one_of_each_group_first
+from lvm.evaluation.suites.base import Context, open_clips
 from lvm.runtime import UserError
 from lvm.sources import open_source
 from lvm.sources.base import BrokenItem

@@ -116,6 +116,8 @@ def test_another_question_is_refused_with_the_difference(folder, whole):
         (["pears=2"], r"pears.*pairs"),
         (["pairs=3"], r"pairs=3 do not fit: the model's context holds 6 pictures, 2 pairs"),
         (["only=[depths]"], r"only has 'depths', which world/scene does not allow; it has"),
+        (["choose=nearst"], r"choose.*'nearst'"),
+        (["order=last"], r"order.*'last'"),
         (["nonsense"], "option 'nonsense' cannot be read; write KEY=VALUE"),
         (["--targets", "0"], "--targets 0: must be at least 1"),
         (["--held-out", "1001"], "--held-out 1001: must be from 0 to 1000"),

@@ -37,6 +37,7 @@ class Fault:
         self.mark.touch()
         if self.kind == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(0.5)  # a process of several threads is stopped a moment later: this one gets no further
         elif self.kind == "hang":
             time.sleep(1000)
         elif self.kind == "file system":

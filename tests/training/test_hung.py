@@ -64,9 +64,9 @@ def wait_for(path: Path, processes: list, seconds: float = 200) -> None:
 
 # kind, place, call; what is said: state, phase, part of the stacks
 FAULTS = [
-    ("stop", "backward", 3, "is stopped", "forward and backward", r"in (<lambda>|backward)\b"),  # it has gone on a bit
+    ("stop", "backward", 3, "is stopped", "forward and backward", "in <lambda>"),
     ("stop", "validation", 2, "is stopped", "validation", "validation.py"),
-    ("stop", "save", 2, "is stopped", "a save under way", r"checkpoint\.py.* in _"),  # so has that thread
+    ("stop", "save", 2, "is stopped", "a save under way", r"checkpoint\.py.* in _"),  # that thread has gone on a bit
     ("hang", "loader", 5, "hangs", "loading data", "_prefetch"),
     # the rest is slow
     ("hang", "save", 2, "hangs", "waiting for a save, a save under way", "described"),
@@ -155,10 +155,7 @@ def test_an_orphan_that_is_continued_after_the_requeue_writes_nothing_and_ends(
             _, errors = process.communicate(timeout=90)
             assert process.returncode in (1, 2), errors
             assert "taken over by pid" in errors or "is gone" in errors
-    after, own = content(folder), "metrics/attempt-0000.jsonl"  # read by none but the reader that merges attempts
-    was, told = before.pop(own)[1], after.pop(own)[1]
-    assert after == before
-    assert told.startswith(was) and told[len(was) :].count(b"\n") <= 1  # a line that was under way when it was stopped
+    assert content(folder) == before
 
 
 def test_who_is_waited_for():

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from lvm.evaluation.annotated import Annotated, HeldOut, SourceItems, WorldItems
+from lvm.evaluation.annotated import WORLD, Annotated, HeldOut, SourceItems, WorldItems
 from lvm.evaluation.cases import Case, Measure, Published
-from lvm.evaluation.pairing import Encode, PairCases, PairingConfig
+from lvm.evaluation.clips import Clips, Kind
+from lvm.evaluation.pairing import Choose, Encode, Order, PairCases, PairingConfig
 from lvm.evaluation.parts import Joined
 from lvm.evaluation.tasks import Task
 from lvm.runtime import UserError
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
 
     from lvm.evaluation.cases import Picture
-
-WORLD = "world_evaluated"  # configs/data/source: the embedded default
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,25 @@ def open_items(context: Context, kind: str) -> Annotated:
             raise UserError(f"the world has no {kind}s: num_{kind}s is 0; evaluate on {WORLD}")
         return WorldItems(source, kind, context.size)
     return SourceItems(source, context.size, context.kept_out, context.seed, context.workers)
+
+
+def open_clips(context: Context, kind: Kind) -> Clips:
+    """Clips of the data: of a world its clips or turntables. Raises `UserError`."""
+    return Clips(open_data(context), context.size, context.kept_out, context.seed, kind)
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """What all suites of pairs can be told; they add their own."""
+
+    pairs: int | None = None  # before a query; null: 5, or as many as fit
+    choose: Choose = "random"
+    order: Order = "random"
+    pool: int = 64
+    ensemble: int = 1
+
+    def pairing(self, context: Context) -> PairingConfig:
+        return PairingConfig(context.pairs(self.pairs), self.pool, self.choose, self.order, self.ensemble)
 
 
 Judge = Callable[["Case", "Sequence[Picture]"], Mapping[str, float]]

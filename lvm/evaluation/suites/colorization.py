@@ -21,8 +21,8 @@ from lvm.evaluation.cases import Case, Measure, Published
 from lvm.evaluation.colour_measures import Lpips, normalised_mse
 from lvm.evaluation.datasets.imagenet import ImageNetVal, Part, is_imagenet
 from lvm.evaluation.measures import MAX_PSNR, psnr
-from lvm.evaluation.pairing import PairCases, PairingConfig
-from lvm.evaluation.suites.base import Context, PairSuite, describe_pairs, open_items
+from lvm.evaluation.pairing import PairCases
+from lvm.evaluation.suites.base import Context, PairOptions, PairSuite, describe_pairs, open_items
 from lvm.evaluation.tasks import TASKS
 from lvm.runtime import UserError
 
@@ -54,12 +54,7 @@ LPIPS = Measure("lpips", False, "", "version 0.1 on VGG16, of the files named")
 
 
 @dataclass(frozen=True)
-class Options:
-    pairs: int | None = None  # before a query; null: 5, or as many as fit
-    choose: Literal["random", "nearest"] = "random"
-    order: Literal["random", "nearest_last", "nearest_first"] = "random"
-    pool: int = 64
-    ensemble: int = 1
+class Options(PairOptions):
     layout: Literal["auto", "source", "imagenet"] = "auto"  # auto: imagenet by the names of its classes or pictures
     part: Part = "crop"  # of imagenet's pictures: the central square, all of it squashed, or the published 111 pixels
     queries: Literal["any", "published"] = "any"  # of imagenet; published: the 1,000 of the published code
@@ -94,7 +89,7 @@ def first_ones(data: Annotated) -> Callable[[int], bool]:
 
 def make(context: Context, options: Options) -> PairSuite:
     data = open_pictures(context, options)
-    config = PairingConfig(context.pairs(options.pairs), options.pool, options.choose, options.order, options.ensemble)
+    config = options.pairing(context)
     public = isinstance(data, ImageNetVal)
     number = context.num_cases or (NUM_PUBLISHED if public else NUM_CASES)
     may_show = first_ones(data) if options.supports == "first_999" else None
@@ -109,7 +104,6 @@ def make(context: Context, options: Options) -> PairSuite:
         **({"part": options.part, "queries": options.queries, "held_out": "all of it"} if public else {}),
     }
     measures = [MSE, PSNR, *([LPIPS] if lpips else [])]
-    broken = data.broken if isinstance(data, SourceItems) else ()
     return PairSuite(
-        "colorization", "Colorization", measures, cases, partial(judge, lpips), settings, PUBLISHED, broken
+        "colorization", "Colorization", measures, cases, partial(judge, lpips), settings, PUBLISHED, cases.broken
     )

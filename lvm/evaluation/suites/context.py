@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from lvm.evaluation.bootstrap import bootstrap_mean
 from lvm.evaluation.cases import RIGHT, WRONG_TASK, Case, Measure, Published
-from lvm.evaluation.clips import SHOWN, ClipCases, Kind, make_cut, open_clips
-from lvm.evaluation.suites.base import Context
+from lvm.evaluation.clips import SHOWN, ClipCases, Kind, make_cut
+from lvm.evaluation.suites.base import Context, open_clips
 from lvm.evaluation.suites.perplexity import NO_BOS, WITH_BOS, nats, under
 from lvm.evaluation.summary import likelihoods, values
 

@@ -20,8 +20,8 @@ from lvm.evaluation.cases import Case, Measure
 from lvm.evaluation.datasets.nyuv2 import NYUv2, is_nyuv2
 from lvm.evaluation.depth_measures import NAMES, aligned, errors
 from lvm.evaluation.depth_truth import DepthOf, DepthTruth, FilesDepth, WorldDepth
-from lvm.evaluation.pairing import PairCases, PairingConfig
-from lvm.evaluation.suites.base import Context, PairSuite, describe_pairs, open_items
+from lvm.evaluation.pairing import PairCases
+from lvm.evaluation.suites.base import Context, PairOptions, PairSuite, describe_pairs, open_items
 from lvm.evaluation.tasks import TASKS
 from lvm.pictures import depth
 from lvm.runtime import UserError
@@ -48,12 +48,7 @@ FITTED = (
 
 
 @dataclass(frozen=True)
-class Options:
-    pairs: int | None = None  # before a query; null: 5, or as many as fit
-    choose: Literal["random", "nearest"] = "random"
-    order: Literal["random", "nearest_last", "nearest_first"] = "random"
-    pool: int = 64
-    ensemble: int = 1
+class Options(PairOptions):
     layout: Literal["auto", "source", "nyuv2"] = "auto"  # auto: nyuv2 by its test.txt beside rgb/ and depth/
     near: float | None = None  # drawn white: of nyuv2 in metres; of a source the range its 8-bit pictures were drawn in
     far: float | None = None  # drawn black
@@ -129,7 +124,7 @@ def open_depth(context: Context, options: Options) -> tuple[Annotated, DepthOf]:
 
 def make(context: Context, options: Options) -> DepthSuite:
     data, truth = open_depth(context, options)
-    config = PairingConfig(context.pairs(options.pairs), options.pool, options.choose, options.order, options.ensemble)
+    config = options.pairing(context)
     public = isinstance(data, NYUv2)
     number = context.num_cases or (sum(map(data.may_ask, range(len(data)))) if public else NUM_CASES)
     may_show = data.may_show if isinstance(data, NYUv2) else None
@@ -149,5 +144,4 @@ def make(context: Context, options: Options) -> DepthSuite:
             "resize": options.resize,
             "eigen_crop": options.eigen_crop,
         }
-    broken = data.broken if isinstance(data, SourceItems) else ()
-    return DepthSuite("depth", "Depth", measures_of(truth), cases, judge, settings, broken=broken, truth=truth)
+    return DepthSuite("depth", "Depth", measures_of(truth), cases, judge, settings, broken=cases.broken, truth=truth)

@@ -9,16 +9,16 @@ queries and pairs.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lvm.evaluation.annotated import Annotated
 from lvm.evaluation.cases import Case, Measure, Published
 from lvm.evaluation.datasets.voc import find_root
 from lvm.evaluation.datasets.voc_boxes import CHANNEL, open_boxes
 from lvm.evaluation.filled_boxes import HIT, box_scores
-from lvm.evaluation.pairing import PairCases, PairingConfig
+from lvm.evaluation.pairing import PairCases
 from lvm.evaluation.parts import Joined
-from lvm.evaluation.suites.base import Context, PairSuite, describe_pairs, open_items
+from lvm.evaluation.suites.base import Context, PairOptions, PairSuite, describe_pairs, open_items
 from lvm.evaluation.tasks import Task
 from lvm.evaluation.two_colours import BLACK_WHITE, Recoloured
 from lvm.runtime import UserError
@@ -52,14 +52,9 @@ PUBLISHED = [
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(PairOptions):
     splits: int = 1  # draws of queries and pairs; 4: as many as the paper's table has
     largest: float = LARGEST  # share of a VOC2012 picture that its object stays under
-    pairs: int | None = None  # None: 5, or as many as fit
-    choose: Literal["random", "nearest"] = "random"
-    order: Literal["random", "nearest_last", "nearest_first"] = "random"
-    pool: int = 64
-    ensemble: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.splits <= 100:
@@ -103,7 +98,7 @@ def open_boxed(context: Context, options: Options) -> Boxes:
 
 
 def make(context: Context, options: Options) -> PairSuite:
-    config = PairingConfig(context.pairs(options.pairs), options.pool, options.choose, options.order, options.ensemble)
+    config = options.pairing(context)
     boxes = open_boxed(context, options)
     number = context.num_cases or boxes.episodes
     drawn = Recoloured(boxes.data, CHANNEL, BLACK_WHITE, nearer=True)

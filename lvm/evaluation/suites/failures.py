@@ -20,9 +20,9 @@ import numpy as np
 from lvm.evaluation.annotated import Remembered
 from lvm.evaluation.cases import Case, Measure
 from lvm.evaluation.job import LARGEST_BLOCK
-from lvm.evaluation.pairing import PairCases, PairingConfig
+from lvm.evaluation.pairing import PairCases
 from lvm.evaluation.parts import Joined
-from lvm.evaluation.suites.base import Context, describe_pairs
+from lvm.evaluation.suites.base import Context, PairOptions, describe_pairs
 from lvm.evaluation.suites.perplexity import asked
 from lvm.inference.choosing import one_colour
 from lvm.runtime import UserError
@@ -39,13 +39,10 @@ PICTURES_AT_ONCE = 2**16  # of the training store, compared together
 
 
 @dataclass(frozen=True)
-class Options:
-    pairs: int | None = None  # before a query; null: 5, or as many as fit
+class Options(PairOptions):
     only: tuple[str, ...] = ()  # names of some tasks; empty: all that the data allow
     overlap: float = 0.9  # share of equal codes, place by place, from which on a picture is a copy
     train: str | None = None  # token store of the training, for copies_training
-    choose: str = "random"
-    order: str = "random"
 
 
 class FailuresSuite:
@@ -59,8 +56,7 @@ class FailuresSuite:
             raise UserError(f"overlap {options.overlap} must be above 0 and at most 1")
         self._encode, self._overlap = context.encode, options.overlap
         self._decode: Any = context.decode
-        pairing: dict[str, Any] = {"choose": options.choose, "order": options.order}
-        config = PairingConfig(pairs=context.pairs(options.pairs), **pairing)
+        config = options.pairing(context)
         number = context.num_cases or 100
         self._cases = Joined(
             PairCases(data, tasks, config, number, context.seed, same_label, context.encode)

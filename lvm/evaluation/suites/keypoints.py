@@ -19,9 +19,9 @@ from lvm.evaluation import point_measures as pm
 from lvm.evaluation.annotated import Annotated, SourceItems, WorldItems
 from lvm.evaluation.cases import Case, Measure, Published
 from lvm.evaluation.datasets.keypoint_lines import KeypointLines, refuse_matlab
-from lvm.evaluation.pairing import PairCases, PairingConfig
+from lvm.evaluation.pairing import PairCases
 from lvm.evaluation.parts import Joined
-from lvm.evaluation.suites.base import Context, describe_pairs, open_data
+from lvm.evaluation.suites.base import Context, PairOptions, describe_pairs, open_data
 from lvm.evaluation.tasks import Task
 from lvm.pictures import keypoints, skeletons
 from lvm.runtime import UserError
@@ -73,17 +73,12 @@ PUBLISHED = tuple(
 
 
 @dataclass(frozen=True)
-class Options:
-    pairs: int | None = None  # before a query; by default 5, or as many as fit
+class Options(PairOptions):
     only: tuple[str, ...] = ()  # keypoints, pose; empty: both, where the data have them
     same_label: bool = False  # pairs are of the query's class
     least: float = 0.15  # of the way from the query to red, for a dot of an answer
     joints: int = 0  # of a skeleton, where the source does not say
     limbs: int = 0
-    choose: str = "random"
-    order: str = "random"
-    pool: int = 64
-    ensemble: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.least < 1:
@@ -102,8 +97,7 @@ class KeypointSuite:
     published: Sequence[Published] = PUBLISHED
 
     def __init__(self, context: Context, options: Options):
-        pairing: dict[str, Any] = {"choose": options.choose, "order": options.order, "pool": options.pool}
-        config = PairingConfig(pairs=context.pairs(options.pairs), ensemble=options.ensemble, **pairing)
+        config = options.pairing(context)
         found, self._skeleton = open_parts(context, options)
         number, alike = context.num_cases or 200, options.same_label
         self._cases = Joined(

@@ -19,7 +19,7 @@ from lvm.evaluation.datasets.pascal5i import FOLDS, open_fold_masks, refuse_sbd
 from lvm.evaluation.datasets.voc import find_root
 from lvm.evaluation.pairing import PairCases, PairingConfig
 from lvm.evaluation.parts import Joined, Subset
-from lvm.evaluation.suites.base import Context, PairSuite, describe_pairs, open_items
+from lvm.evaluation.suites.base import Context, PairOptions, PairSuite, describe_pairs, open_items
 from lvm.evaluation.tasks import Task
 from lvm.evaluation.two_colours import PALETTES, Recoloured, mask_scores
 from lvm.runtime import UserError
@@ -56,15 +56,10 @@ PUBLISHED = [
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(PairOptions):
     fold: Literal["all", 0, 1, 2, 3] = "all"
     palette: Literal["black_white", "purple_yellow"] = "black_white"
     lists: str = ""  # folder of fold0.txt to fold3.txt (or splits/pascal/val below it); empty: in the data folder
-    pairs: int | None = None  # None: 5, or as many as fit
-    choose: Literal["random", "nearest"] = "random"
-    order: Literal["random", "nearest_last", "nearest_first"] = "random"
-    pool: int = 64
-    ensemble: int = 1
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,7 @@ def by_fold(data: Annotated, fold_of: Mapping[str, int]) -> dict[str, list[int]]
 
 
 def make(context: Context, options: Options) -> Pascal5i:
-    config = PairingConfig(context.pairs(options.pairs), options.pool, options.choose, options.order, options.ensemble)
+    config = options.pairing(context)
     masks = open_masks(context, options)
     names = list(masks.folds) if options.fold == "all" else [f"fold{options.fold}"]
     for name in names:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lvm.evaluation.annotated import Annotated, WorldItems
 from lvm.evaluation.bootstrap import bootstrap_mean
 from lvm.evaluation.cases import NONE, RIGHT, SHUFFLED, WRONG_TASK, Case, Measure, Published, Shown
-from lvm.evaluation.pairing import PairCases, PairingConfig, flat
+from lvm.evaluation.pairing import Choose, Order, PairCases, PairingConfig, flat
 from lvm.evaluation.parts import Joined
 from lvm.evaluation.suites.base import Context, describe_pairs, open_items
 from lvm.evaluation.summary import likelihoods, values
@@ -50,8 +50,8 @@ class Options:
     shots: tuple[int, ...] = SHOTS  # numbers of pairs; those that do not fit the context are left out
     only: tuple[str, ...] = ()  # names of some tasks; empty: all that the data allow
     other_bos: bool = True  # ask without BOS too; with it, of a model that is prompted without
-    choose: str = "random"
-    order: str = "random"
+    choose: Choose = "random"
+    order: Order = "random"
     pool: int = 64
 
 
@@ -65,8 +65,7 @@ class PerplexitySuite:
         if any(k < 0 for k in options.shots) or max(self.shots, default=0) < 1:
             raise UserError(f"shots {list(options.shots)}: at least one pair must fit into {context.room} pictures")
         self._other_bos = not context.prompt_bos if options.other_bos else None
-        pairing: dict[str, Any] = {"choose": options.choose, "order": options.order, "pool": options.pool}
-        config = PairingConfig(pairs=max(self.shots), **pairing)
+        config = PairingConfig(max(self.shots), options.pool, options.choose, options.order)
         number = context.num_cases or 200
         self._cases = Joined(
             PairCases(data, tasks, config, number, context.seed, same_label, context.encode)

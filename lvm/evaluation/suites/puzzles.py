@@ -22,7 +22,7 @@ from lvm.evaluation.datasets.raven import TREE, RavenMatrices
 from lvm.evaluation.matrices import Matrices, WorldMatrices
 from lvm.evaluation.pairing import PairCases, PairingConfig, group_by, thumbnail
 from lvm.evaluation.prompts import pick
-from lvm.evaluation.suites.base import Context, describe_pairs, open_data
+from lvm.evaluation.suites.base import Context, PairOptions, describe_pairs, open_data
 from lvm.evaluation.summary import interval
 from lvm.evaluation.tasks import Task
 from lvm.runtime import UserError
@@ -57,14 +57,9 @@ PUBLISHED = (
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(PairOptions):
     form: Form = "matrix"
-    pairs: int | None = None  # before a matrix; by default 5, or as many as fit
     exact: float = 16.0  # gray levels
-    choose: str = "random"
-    order: str = "random"
-    pool: int = 64
-    ensemble: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.exact <= 255:
@@ -90,8 +85,7 @@ class PuzzleSuite:
         self._cases: MatrixCases | PanelCases
         config: PairingConfig | None = None
         if options.form == "matrix":
-            pairing: dict[str, Any] = {"choose": options.choose, "order": options.order, "pool": options.pool}
-            config = PairingConfig(pairs=context.pairs(options.pairs), ensemble=options.ensemble, **pairing)
+            config = options.pairing(context)
             self._cases = MatrixCases(self._data, config, number, context)
         else:
             if context.room < PANELS:

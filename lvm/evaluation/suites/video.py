@@ -16,9 +16,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lvm.evaluation.cases import Case, Measure, Published
-from lvm.evaluation.clips import SHOWN, ClipCases, Kind, make_cut, open_clips
+from lvm.evaluation.clips import SHOWN, ClipCases, Kind, make_cut
 from lvm.evaluation.measures import MOVING
-from lvm.evaluation.suites.base import Context
+from lvm.evaluation.suites.base import Context, open_clips
 from lvm.evaluation.suites.perplexity import under
 from lvm.evaluation.summary import interval, likelihoods, values
 from lvm.evaluation.video_measures import frame_scores, mean_of_known
