@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -37,7 +38,8 @@ class Fault:
         self.mark.touch()
         if self.kind == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
-            time.sleep(0.5)  # a process of several threads is stopped a moment later: this one gets no further
+            if threading.current_thread() is threading.main_thread():
+                time.sleep(0.5)  # a process of several threads is stopped a moment later: this one gets no further
         elif self.kind == "hang":
             time.sleep(1000)
         elif self.kind == "file system":
