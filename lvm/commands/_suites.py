@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from lvm.evaluation.annotated import HeldOut
-from lvm.evaluation.ask import Codes, ask
+from lvm.evaluation.ask import Codes, ask, row_of
 from lvm.evaluation.cases import Case, Suite
 from lvm.evaluation.suites.base import Context
 from lvm.evaluation.suites.opening import open_suite
@@ -62,5 +62,5 @@ def figures(prompter: Prompter, suite: Suite) -> dict[str, Any]:
         for i in range(start, min(start + CASES_AT_ONCE, len(suite))):
             with contextlib.suppress(BrokenItem):  # `lvm evaluate` names it
                 cases.append(suite.case(i))
-        rows += ask(prompter, suite, cases)
+        rows += [row_of(suite, asked) for asked in ask(prompter, cases)]
     return task_figures(summarise(suite, rows))

@@ -120,7 +120,7 @@ def evaluate_suite(arguments: argparse.Namespace, suite: Suite, prompter: Prompt
     }
     shard, num_shards = read_shard(arguments.shard) if arguments.shard else shard_of_environment()
     job = EvaluationJob(out, suite, question, shard, num_shards)
-    job.run(prompter, precision)
+    job.run(prompter, precision, arguments.workers)
     if not job.is_complete():
         print(f"shard {shard} of {num_shards} is done; other shards are not yet")
         return 0

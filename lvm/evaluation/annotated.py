@@ -10,7 +10,7 @@ for (a palette, a line colour).
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,8 +61,8 @@ class Annotated(Protocol):
     def views(self, i: int) -> Sequence[int]:
         """Under which it can be drawn."""
 
-    def read(self, i: int, view: int) -> "Mapping[str, Picture]":
-        """Raises `BrokenItem`."""
+    def read(self, i: int, view: int, channels: Collection[str] | None = None) -> "Mapping[str, Picture]":
+        """Those of `channels`, and whatever came with them; None: all. Raises `BrokenItem`."""
 
     def fingerprint(self) -> str:
         """Of the list of items and how they are drawn."""
@@ -116,18 +116,19 @@ class WorldItems:
     def views(self, i: int) -> Sequence[int]:
         return [1 + latent for latent in self._latents] if self.kind in ("scene", "object") else [0]
 
-    def read(self, i: int, view: int) -> "Mapping[str, Picture]":
-        return self._kept((i, view), lambda: self._drawn(i, view))
+    def read(self, i: int, view: int, channels: Collection[str] | None = None) -> "Mapping[str, Picture]":
+        wanted = None if channels is None else frozenset(channels)
+        return self._kept((i, view, wanted), lambda: self._drawn(i, view, wanted))
 
-    def _drawn(self, i: int, view: int) -> "Mapping[str, Picture]":
+    def _drawn(self, i: int, view: int, wanted: Collection[str] | None) -> "Mapping[str, Picture]":
         unit = self._units[i]
         if self.kind in ("scene", "object"):
-            steady, drawn = self.world.draw(unit, [view - 1], self._size)
+            steady, drawn = self.world.draw(unit, [view - 1], self._size, wanted)
             return {**steady, **drawn}
         if self.kind == "turntable":  # one of its views
             shown = int(hash64(group_hash(self.ids[i]), 7) % np.uint64(turntables.NUM_VIEWS))
-            turntable, channels = self.world.turntable(unit - self._units.start), self.world.config.channels
-            return turntables.view_channels(turntable, shown, self._size, channels)
+            turntable, drawn_of = self.world.turntable(unit - self._units.start), set(self.world.config.channels)
+            return turntables.view_channels(turntable, shown, self._size, drawn_of & set(wanted or drawn_of))
         item = self.world.read(unit, self._size)[0]
         return {name: pictures[0] for name, pictures in item.channels.items()}
 
@@ -191,7 +192,7 @@ class SourceItems:
     def views(self, i: int) -> Sequence[int]:
         return sorted(self._found[i].views)
 
-    def read(self, i: int, view: int) -> "Mapping[str, Picture]":
+    def read(self, i: int, view: int, channels: Collection[str] | None = None) -> "Mapping[str, Picture]":
         found = self._found[i]
         items = self._kept(i, lambda: self.source.read(found.unit, self._size))
         pictures = {item.view: {name: frames[0] for name, frames in item.channels.items()} for item in items}

@@ -1,4 +1,4 @@
-"""Cases asked: pictures to codes, prompts to likelihoods and answers, answers to scores. One row of JSON a case.
+"""Cases asked: pictures to codes, prompts to likelihoods and answers; answers judged: one row of JSON a case.
 
 All prompts of a list of cases go through the engine together; pictures that they share are encoded once, tokens that
 prompts begin with are fed once. Answers are greedy: no seed, no luck.
@@ -7,7 +7,7 @@ prompts begin with are fed once. Answers are greedy: no seed, no luck.
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from tokenizer import VQGAN
 
 
+class HoldsTokenizer(TypeError):
+    """What was to be sent to another process."""
+
+
 class Codes:
     """The codes of pictures, each different picture encoded once."""
 
@@ -41,9 +45,31 @@ class Codes:
             self._known.update(zip(new, encode(self._vq, np.stack(list(new.values()))).astype(np.uint16)))
         return np.stack([self._known[key] for key in keys]).astype(np.int64)
 
+    def __reduce__(self) -> Any:
+        raise HoldsTokenizer("codes are made where the tokenizer is")
 
-def ask(prompter: Prompter, suite: Suite, cases: Sequence[Case], precision: Precision = "auto") -> list[dict[str, Any]]:
-    """A row for each case; `precision` as in `lvm.evaluation.perplexity`."""
+
+@dataclass(frozen=True)
+class Answered:
+    """What came of one prompt."""
+
+    nll: "Sequence[Float32[np.ndarray, 't']]"  # of each token of the truth, or of each choice; empty where it `joins`
+    codes: "Int64[np.ndarray, 'n t'] | None" = None  # of the answer that was painted
+    pictures: "Sequence[Picture]" = ()
+    joins: str = ""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """All that the model and the tokenizer have to say about a case; what is left is to judge it."""
+
+    case: Case  # without its prompts
+    answers: Mapping[str, Answered]  # by condition
+    held: "Sequence[Picture]"  # the truth through the tokenizer
+
+
+def ask(prompter: Prompter, cases: Sequence[Case], precision: Precision = "auto") -> list[Asked]:
+    """`precision` as in `lvm.evaluation.perplexity`."""
     if not cases:
         return []
     codes = Codes(prompter.vq)
@@ -53,35 +79,43 @@ def ask(prompter: Prompter, suite: Suite, cases: Sequence[Case], precision: Prec
         answers = answered(prompter, cases, codes, nll)
     held = decoded(prompter, {number: codes(case.truth) for number, case in enumerate(cases)})
     pictures = decoded(prompter, answers)
-    rows = []
+    found = []
     for number, case in enumerate(cases):
-        painted = {name: pictures[number, name] for name, shown in case.prompts.items() if shown.answered}
-        conditions: dict[str, dict[str, Any]] = {}
+        of_case = {}
         for condition, shown in case.prompts.items():
-            if shown.joins:
-                continue
-            conditions[condition] = likelihood_row(nll[number, condition], case)
-            if shown.answered:
-                conditions[condition]["scores"] = plain_scores(suite.judge(case, painted[condition]))
-                conditions[condition]["codes"] = pack(answers[number, condition])
-        for together in sorted({shown.joins for shown in case.prompts.values()} - {""}):
-            parts = [condition for condition, shown in case.prompts.items() if shown.joins == together]
-            conditions[together] = {
-                "scores": plain_scores(suite.judge(case, mean_of([painted[part] for part in parts]))),
-                "parts": [pack(answers[number, part]) for part in parts],
-            }
-        others = {**case.baselines, CEILING: held[number]}
-        row: dict[str, Any] = {
-            "id": case.id,
-            "task": case.task,
-            "label": case.label,
-            "conditions": conditions,
-            "baselines": {name: plain_scores(suite.judge(case, list(given))) for name, given in others.items()},
-        }
-        if case.choices:
-            row["right_choice"] = case.right_choice
-        rows.append(row)
-    return rows
+            place = number, condition
+            painted = answers.get(place), pictures.get(place, ())
+            of_case[condition] = Answered(nll.get(place, ()), *painted, shown.joins)
+        found.append(Asked(replace(case, prompts={}), of_case, held[number]))
+    return found
+
+
+def row_of(suite: Suite, asked: Asked) -> dict[str, Any]:
+    """The row of JSON. It needs neither model nor tokenizer, unless the suite's judge does."""
+    case, conditions = asked.case, {}
+    judged = lambda pictures: plain_scores(suite.judge(case, pictures))
+    for condition, answer in asked.answers.items():
+        if answer.joins:
+            continue
+        conditions[condition] = likelihood_row(answer.nll, case)
+        if answer.codes is not None:
+            conditions[condition] |= {"scores": judged(answer.pictures), "codes": pack(answer.codes)}
+    for together in sorted({answer.joins for answer in asked.answers.values()} - {""}):
+        parts = [answer for answer in asked.answers.values() if answer.joins == together]
+        mean = mean_of([answer.pictures for answer in parts])
+        codes = [pack(answer.codes) for answer in parts if answer.codes is not None]
+        conditions[together] = {"scores": judged(mean), "parts": codes}
+    others = {**case.baselines, CEILING: asked.held}
+    row: dict[str, Any] = {
+        "id": case.id,
+        "task": case.task,
+        "label": case.label,
+        "conditions": conditions,
+        "baselines": {name: judged(given) for name, given in others.items()},
+    }
+    if case.choices:
+        row["right_choice"] = case.right_choice
+    return row
 
 
 def pictures_of(case: Case) -> "list[Picture]":

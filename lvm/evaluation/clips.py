@@ -86,6 +86,11 @@ def world_headers(world: WorldSource, kind: Kind) -> Iterator[Header]:
     return (Header(i, world.unit_id(i), world.unit_id(i), frames) for i in world.units(kind))
 
 
+def frames_alone(world: WorldSource) -> WorldSource:
+    """The same world without annotations: they need not be drawn."""
+    return WorldSource(replace(world.config, channels=("image",), clip_channels=("image",)))
+
+
 class Clips:
     """Clips that may be asked about, in the order they are asked. Raises `UserError` where there is none."""
 
@@ -98,10 +103,11 @@ class Clips:
             found = list(world_headers(source, kind))
             clips = found
             self.kept_out: Any = "test split"
+            self._read_from: Source = frames_alone(source)
         else:
             if kind != "clip":
                 raise UserError(f"kind={kind} is of the world; of {source.name} all clips are asked: leave kind out")
-            self.kept_out = vars(kept_out)
+            self.kept_out, self._read_from = vars(kept_out), source
             found = [header for header in headers(source) if header.frames > 1 or header.problem]
             clips = [header for header in found if header.group in kept_out]
         if not any(header.frames > 1 for header in clips):
@@ -116,7 +122,7 @@ class Clips:
 
     def read(self, clip: Header) -> "tuple[UInt8[np.ndarray, 'n y x 3'], Item]":
         """Its frames, and the item for what else is said of it. Raises `BrokenItem`."""
-        item: Item = self._kept(clip.unit, lambda: self.source.read(clip.unit, self.size)[0])
+        item: Item = self._kept(clip.unit, lambda: self._read_from.read(clip.unit, self.size)[0])
         return item.channels["image"], item
 
     def label(self, item: Item) -> str:

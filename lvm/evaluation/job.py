@@ -10,21 +10,22 @@ A block of cases is the unit of work and always computed as a whole, so no numbe
 on how many work at it. Shard I of N takes every N-th block; whichever process finds all blocks done writes the report.
 """
 
+import itertools
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lvm.evaluation.ask import ask
 from lvm.evaluation.cases import Case, Suite
+from lvm.evaluation.helpers import Helpers, Pieces
 from lvm.evaluation.perplexity import Precision
 from lvm.inference.prompter import Prompter
 from lvm.runtime.files import atomic_write, read_json, write_json
 from lvm.runtime.job_folder import check_folder, freeze_question, refuse_other_numbers
 from lvm.runtime.lease import RunLease
 from lvm.runtime.progress import Progress
-from lvm.sources.base import BrokenItem
 
 SMALLEST_BLOCK, LARGEST_BLOCK = 32, 64  # cases: the engine is fastest with some hundred prompts at hand
 BLOCKS = 16  # of a list between, so that several processes find work
@@ -56,44 +57,41 @@ class EvaluationJob:
             block for block in self.mine if not self.file(block).is_file() or failed_in(read_json(self.file(block)))
         ]
 
-    def run(self, prompter: Prompter, precision: Precision = "auto") -> None:
-        """Do what is missing."""
+    def run(self, prompter: Prompter, precision: Precision = "auto", workers: int = 0) -> None:
+        """Do what is missing; `workers` processes make and judge the cases while the model answers."""
         todo = self.missing
         if not todo:
             return
         freeze_question(self.out, QUESTION, self.question)
         refuse_other_numbers(self.out, self.num_shards)
-        with RunLease(self.out, f".shard-{self.shard}-of-{self.num_shards}.json", over_hosts=True) as lease:
+        lease_file = f".shard-{self.shard}-of-{self.num_shards}.json"
+        with RunLease(self.out, lease_file, over_hosts=True) as lease, Helpers(self.suite, workers) as helpers:
             (self.out / ".rows").mkdir(exist_ok=True)
             total = sum(len(self.blocks[block]) for block in self.mine)
             done = total - sum(len(self.blocks[block]) for block in todo)
             with Progress(total, "cases", done=done) as progress:
-                for block, cases in self._cases(todo):
-                    whole = {number: case for number, case in cases.items() if isinstance(case, Case)}
-                    answered = zip(whole, ask(prompter, self.suite, list(whole.values()), precision))
-                    rows = {number: {"case": number, **row} for number, row in answered}
+                for block, rows in self._rows(todo, helpers, prompter, precision):
                     lease.check()
-                    write_json(self.file(block), [rows.get(number, cases[number]) for number in cases])
-                    progress.update(len(cases))
+                    write_json(self.file(block), rows)
+                    progress.update(len(rows))
 
-    def _cases(self, blocks: Sequence[int]) -> Iterator[tuple[int, dict[int, Case | dict[str, Any]]]]:
-        """The cases of each block by number, or why one failed; those of the next are read meanwhile."""
-        with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self._read, self.blocks[blocks[0]])
-            for place, block in enumerate(blocks):
-                cases = ahead.result()
-                if place + 1 < len(blocks):
-                    ahead = reader.submit(self._read, self.blocks[blocks[place + 1]])
-                yield block, cases
-
-    def _read(self, numbers: range) -> dict[int, Case | dict[str, Any]]:
-        cases: dict[int, Case | dict[str, Any]] = {}
-        for number in numbers:
-            try:
-                cases[number] = self.suite.case(number)
-            except BrokenItem as error:
-                cases[number] = {"case": number, "file": error.file, "failed": error.reason}
-        return cases
+    def _rows(
+        self, todo: Sequence[int], helpers: Helpers, prompter: Prompter, precision: Precision
+    ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """The rows of each block. While its cases are asked, the next block is read and the last one judged."""
+        coming = helpers.cases(self.blocks[todo[0]])
+        judged: tuple[int, Callable[[], list[dict[str, Any]]]] | None = None
+        for block, later in itertools.zip_longest(todo, todo[1:]):
+            made = coming.result()
+            if later is not None:
+                coming = helpers.cases(self.blocks[later])
+            asked = ask(prompter, [case for case in made if isinstance(case, Case)], precision)
+            if judged:
+                yield judged[0], judged[1]()
+            failed = [None if isinstance(case, Case) else case for case in made]
+            judged = block, partial(in_order, self.blocks[block], failed, helpers.rows(asked))
+        if judged:
+            yield judged[0], judged[1]()
 
     # What is derived of all shards' rows.
 
@@ -107,6 +105,12 @@ class EvaluationJob:
         rows = self.rows()
         atomic_write(self.out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         return rows
+
+
+def in_order(numbers: Sequence[int], failed: Sequence[dict[str, Any] | None], judged: Pieces) -> list[dict[str, Any]]:
+    """The rows of a block: of each case that failed its own, of the others those that were judged."""
+    rows = iter(judged.result())
+    return [row or {"case": number, **next(rows)} for number, row in zip(numbers, failed)]
 
 
 def failed_in(rows: list[dict[str, Any]]) -> bool:

@@ -54,6 +54,10 @@ class PairingConfig:
                 f"a pool of {self.pool} items does not hold {self.ensemble} x {self.pairs} pairs; raise pool"
             )
 
+    @property
+    def needs_codes(self) -> bool:
+        return self.choose != "random" or self.order != "random"
+
 
 def jaccard(a: "Int64[np.ndarray, 't']", b: "Int64[np.ndarray, 't']") -> float:
     """Codes that both pictures have, of those that either has (Chain-of-Focus prompting, ICLR 2025)."""
@@ -83,11 +87,10 @@ class Episodes:
         self._keys = (seed, seed_from(task.name))
         holders = [i for i in range(len(data)) if data.has(i, task.input) and data.has(i, task.output)]
         asked = [i for i in holders if data.may_ask(i)]
-        key = lambda i: data.labels[i] if same_label else ""
+        self._same_label = same_label
         shown = holders if may_show is None else [i for i in holders if may_show(i)]
-        self._holders = group_by(shown, key)
-        self._askable = group_by(asked if may_show is None else shown, key)
-        self._key, self._same_label = key, same_label
+        self._holders = group_by(shown, self._key)
+        self._askable = group_by(asked if may_show is None else shown, self._key)
         order = pick(len(asked), np.array(asked, np.int64), (*self._keys, 0)).tolist()
         needed = config.pairs * config.ensemble
         others = self._count_others()
@@ -99,6 +102,10 @@ class Episodes:
                 f"({task.input}, {task.output}): no query has {needed} others{alike} to show before it; "
                 "give more pictures, fewer pairs, or hold out more"
             )
+
+    def _key(self, i: int) -> str:
+        """Pairs are of the query's."""
+        return self.data.labels[i] if self._same_label else ""
 
     def _count_others(self) -> Callable[[int], int]:
         """How many items may stand before a query at most."""
@@ -159,8 +166,9 @@ class Pairs:
         return [(channels[task.input], channels[task.output]) for channels in own]
 
 
-def choose(episodes: Episodes, number: int, encode: Encode | None) -> Pairs:
-    """The pictures of case `number`: pairs by `choose` and `order`; of an ensemble all prompts' pairs."""
+def choose(episodes: Episodes, number: int, encode: Encode | None, wrong: Task | None = None) -> Pairs:
+    """The pictures of case `number`: pairs by `choose` and `order`; of an ensemble all prompts' pairs. Of the pairs the
+    channels of the task and of the `wrong` one."""
     config, data, task = episodes.config, episodes.data, episodes.task
     query, pool = episodes.query(number), episodes.pool(number)
     needed = config.pairs * config.ensemble
@@ -168,11 +176,10 @@ def choose(episodes: Episodes, number: int, encode: Encode | None) -> Pairs:
         pool = pool[:needed]
     view = episodes.view(number, [query, *pool])
     asked = data.read(query, view)
-    drawn = {i: data.read(i, view) for i in pool}
-    if len(pool) > needed or config.order != "random":
+    if config.needs_codes:
         if encode is None:
             raise UserError("pairs are chosen by their codes; give the tokenizer")
-        codes = encode([asked[task.input], *(drawn[i][task.input] for i in pool)])
+        codes = encode([asked[task.input], *(data.read(i, view, (task.input,))[task.input] for i in pool)])
         near = {i: jaccard(codes[0], row) for i, row in zip(pool, codes[1:])}
         if config.choose == "nearest":
             pool = sorted(pool, key=lambda i: -near[i])[:needed]
@@ -184,7 +191,8 @@ def choose(episodes: Episodes, number: int, encode: Encode | None) -> Pairs:
             sign = 1 if config.order == "nearest_last" else -1
             prompts = [sorted(own, key=lambda i: sign * near[i]) for own in prompts]
         pool = [i for own in prompts for i in own]
-    return Pairs(asked, [drawn[i] for i in pool], config.pairs, view)
+    shown = [channel for one in (task, wrong) if one for channel in (one.input, one.output)]
+    return Pairs(asked, [data.read(i, view, shown) for i in pool], config.pairs, view)
 
 
 def flat(pairs: "Sequence[tuple[Picture, Picture]]", query: "Picture") -> "tuple[Picture, ...]":
@@ -257,7 +265,7 @@ class PairCases:
         may_show: Callable[[int], bool] | None = None,
     ):
         self.data, self.tasks, self.config, self.num_cases = data, list(tasks), config, num_cases
-        self._seed, self._encode = seed, encode
+        self._seed, self._encode = seed, encode if config.needs_codes else None
         self.episodes = [Episodes(data, task, config, seed, same_label, may_show) for task in tasks]
 
     @property
@@ -274,16 +282,17 @@ class PairCases:
         if wrong is not None:
             return found.of(wrong)
         task = episodes.task
-        drawn = [self.data.read(i, found.view) for i in episodes.of_other_label(number)]
+        shown = task.input, task.output
+        drawn = [self.data.read(i, found.view, shown) for i in episodes.of_other_label(number)]
         return [(channels[task.input], channels[task.output]) for channels in drawn]
 
     def case(self, i: int) -> Case:
         which, number = divmod(i, self.num_cases)
         episodes, task = self.episodes[which], self.tasks[which]
         query = episodes.query(number)
-        found = choose(episodes, number, self._encode)
         keys = (self._seed, seed_from(task.name), 4, number)
         wrong = wrong_task(self.data, query, episodes.pool(number), task, keys)
+        found = choose(episodes, number, self._encode, wrong)
         again = number // len(episodes.queries)
         return Case(
             id=self.data.ids[query] + (f"#{again}" if again else ""),

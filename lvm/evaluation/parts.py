@@ -1,6 +1,6 @@
 """Parts of annotated pictures, and cases of several parts one after the other: folds, splits."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lvm.evaluation.annotated import Annotated
@@ -33,8 +33,8 @@ class Subset:
     def views(self, i: int) -> Sequence[int]:
         return self._data.views(self._items[i])
 
-    def read(self, i: int, view: int) -> "Mapping[str, Picture]":
-        return self._data.read(self._items[i], view)
+    def read(self, i: int, view: int, channels: Collection[str] | None = None) -> "Mapping[str, Picture]":
+        return self._data.read(self._items[i], view, channels)
 
     def fingerprint(self) -> str:
         return f"{self._data.fingerprint()} {self._items}"

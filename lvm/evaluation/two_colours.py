@@ -4,7 +4,7 @@ The arithmetic is that of Visual Prompting via Image Inpainting (Bar et al., Neu
 evaluate/segmentation_utils.py), whose protocol LVM's table 1 reports.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -85,13 +85,13 @@ class Recoloured:
     def views(self, i: int) -> Sequence[int]:
         return self._data.views(i)
 
-    def read(self, i: int, view: int) -> "Mapping[str, Picture]":
-        channels = self._data.read(i, view)
-        if self._channel not in channels:
-            return channels
-        drawn = channels[self._channel]
+    def read(self, i: int, view: int, channels: Collection[str] | None = None) -> "Mapping[str, Picture]":
+        found = self._data.read(i, view, channels)
+        if self._channel not in found:
+            return found
+        drawn = found[self._channel]
         mask = BLACK_WHITE.read(drawn) if self._nearer else np.asarray(drawn.any(-1))
-        return {**channels, self._channel: self._colours.draw(mask)}
+        return {**found, self._channel: self._colours.draw(mask)}
 
     def fingerprint(self) -> str:
         return f"{self._data.fingerprint()} {self._channel} {self._colours} {self._nearer}"

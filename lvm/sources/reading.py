@@ -1,30 +1,15 @@
-"""Reading units in several processes, in order; `reader_process.py` is what each of them runs.
+"""Reading units in several processes, in order."""
 
-Workers are started as plain subprocesses, not by fork (unsafe once torch has threads) nor by multiprocessing's spawn
-(which would import the main module, and torch with it): they import numpy, PIL and the source alone. Pictures come
-back as one uint8 array a chunk, next to a small pickled header.
-"""
-
-import os
-import pickle
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Connection
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-
-from lvm.runtime import UserError
+from lvm.runtime.served import Served
 from lvm.sources.base import BrokenItem, Item, Source
 
 Read = tuple[int, list[Item] | BrokenItem]  # unit number and what came of it
 
 READ_AHEAD = 2**29  # bytes of pictures that may lie ready: a tokenizer's first batch may take a minute to compile
-
-_ITEM_FIELDS = ("id", "group", "view", "label", "licence", "caption", "origin", "meta")
 
 
 def read_units(
@@ -42,7 +27,7 @@ def read_units(
         return
     chunk_units = chunk_units or max(1, min(32, len(units) // (4 * workers)))
     chunks = [list(units[i : i + chunk_units]) for i in range(0, len(units), chunk_units)]
-    pool = [_Worker(source, size) for _ in range(min(workers, len(chunks)))]
+    pool = [Served(UnitReader(source, size), "reads pictures") for _ in range(min(workers, len(chunks)))]
     ahead = _ReadAhead(chunks)
     threads = [threading.Thread(target=ahead.fill, args=(worker,), daemon=True) for worker in pool]
     try:
@@ -70,7 +55,7 @@ class _ReadAhead:
         self.bytes = 0  # of the pictures in `done`
         self.stopped = False
 
-    def fill(self, worker: "_Worker") -> None:
+    def fill(self, worker: Served) -> None:
         while True:
             with self.changed:
                 self.changed.wait_for(self._may_go_on)
@@ -79,7 +64,7 @@ class _ReadAhead:
                 index, self.started = self.started, self.started + 1
             result: list[Read] | BaseException
             try:
-                result = worker.read(self.chunks[index])
+                result = worker("read", self.chunks[index])
             except BaseException as error:  # raised where it is taken, in the caller's thread
                 result = error
             with self.changed:
@@ -125,78 +110,16 @@ def read_one(source: Source, unit: int, size: int) -> list[Item] | BrokenItem:
         return broken
 
 
-def pack(results: list[Read]) -> "tuple[list[Any], np.ndarray | None]":
-    """A header without arrays, and all pictures as one array [pictures, y, x, 3]."""
-    header: list[Any] = []
-    pictures: list[np.ndarray] = []
-    for unit, items in results:
-        if isinstance(items, BrokenItem):
-            header.append((unit, (items.file, items.reason)))
-            continue
-        packed = []
-        for item in items:
-            fields = {name: getattr(item, name) for name in _ITEM_FIELDS}
-            packed.append((fields, [(channel, len(array)) for channel, array in item.channels.items()]))
-            pictures.extend(item.channels.values())
-        header.append((unit, packed))
-    return header, np.concatenate(pictures) if pictures else None
+@dataclass(frozen=True)
+class UnitReader:
+    """What a process of `read_units` holds."""
 
-
-def unpack(header: list[Any], pictures: "np.ndarray | None") -> list[Read]:
-    results: list[Read] = []
-    start = 0
-    for unit, packed in header:
-        if isinstance(packed, tuple):
-            results.append((unit, BrokenItem(*packed)))
-            continue
-        items = []
-        for fields, counts in packed:
-            channels = {}
-            for channel, count in counts:
-                assert pictures is not None
-                channels[channel] = pictures[start : start + count]
-                start += count
-            items.append(Item(channels=channels, **fields))
-        results.append((unit, items))
-    return results
-
-
-class _Worker:
-    """A process that answers lists of unit numbers with their items."""
-
-    def __init__(self, source: Source, size: int) -> None:
-        ours, theirs = socket.socketpair()
-        threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "lvm.sources.reader_process", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **threads, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-        )
-        theirs.close()
-        self.connection = Connection(ours.detach())
-        self.connection.send_bytes(pickle.dumps((source, size)))
+    source: Source
+    size: int
 
     def read(self, units: list[int]) -> list[Read]:
         try:
-            self.connection.send(units)
-            kind, header, shape = self.connection.recv()
-            pictures = None
-            if shape is not None:
-                pictures = np.empty(shape, dtype=np.uint8)
-                self.connection.recv_bytes_into(pictures.data.cast("B"))
-        except (EOFError, OSError):
-            code = self.process.wait()
-            raise UserError(
-                f"a process that reads pictures ended (code {code}), often for lack of memory; use fewer workers"
-            ) from None
-        if kind == "user error":
-            raise UserError(header)
-        if kind == "error":
-            raise RuntimeError(f"reading units {units[0]}..{units[-1]} failed:\n{header}")
-        return unpack(header, pictures)
-
-    def stop(self) -> None:
-        self.process.kill()  # it holds nothing that could be half-written
-        self.process.wait()
-        self.connection.close()
+            return [(unit, read_one(self.source, unit, self.size)) for unit in units]
+        except Exception as error:
+            error.add_note(f"reading units {units[0]}..{units[-1]}")
+            raise

@@ -185,11 +185,14 @@ class WorldSource:
             return number % len(OBJECT_CLASSES)
         return len(OBJECT_CLASSES) + number % len(RULE_SETS) if kind == "puzzle" else -1
 
-    def draw(self, i: int, latents: "list[int]", size: int) -> "list[dict[str, UInt8[np.ndarray, 'y x 3']]]":
+    def draw(
+        self, i: int, latents: "list[int]", size: int, channels: Collection[str] | None = None
+    ) -> "list[dict[str, UInt8[np.ndarray, 'y x 3']]]":
         """1 + len(latents) mappings: the steady channels of scene or object i, then its channels under each of
-        `latents`."""
+        `latents`; of them `channels` and the photo, or all."""
         scene = self.scene(i)
         wanted = [name for name in self.config.channels if name != "mask" and (name != "pose" or self._has_pose(scene))]
+        wanted = [name for name in wanted if channels is None or name in channels]
         bodies = bodies_of_class(scene, self.label(i)) if self.label(i) >= 0 else ()
         return self._draw(scene, self.unit_id(i), latents, size, wanted, bodies)
 

@@ -67,7 +67,7 @@ class ShiftedItems:
     def views(self, i: int) -> range:
         return range(1, 1 + VIEWS)
 
-    def read(self, i: int, view: int) -> dict[str, np.ndarray]:
+    def read(self, i: int, view: int, channels=None) -> dict[str, np.ndarray]:
         flat = lambda n: np.broadcast_to(self.colours[n], (SIZE, SIZE, 3)).copy()
         kind = i % KINDS
         return {"image": flat(kind), "out": flat(KINDS + answers_of(view)[kind]), "gray": flat(1 - kind)}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from shifted_pairs import ShiftedItems, one_code_tokenizer, train
 
-from lvm.evaluation.ask import ask
+from lvm.evaluation.ask import ask, row_of
 from lvm.evaluation.cases import Measure
 from lvm.evaluation.pairing import PairCases, PairingConfig
 from lvm.evaluation.suites.base import PairSuite
@@ -22,7 +22,8 @@ def reports():
     equal = lambda case, pictures: {"right": float(np.abs(pictures[0].astype(int) - held(vq, case)).max() <= 1)}
     suite = PairSuite("shifted", "Shifted", [Measure("right", True)], cases, equal, {})
     asked = [suite.case(i) for i in range(len(suite))]
-    rows = {mixed_up: ask(Prompter(train(vq, mixed_up), vq), suite, asked, "exact") for mixed_up in (False, True)}
+    said = {mixed_up: ask(Prompter(train(vq, mixed_up), vq), asked, "exact") for mixed_up in (False, True)}
+    rows = {mixed_up: [row_of(suite, each) for each in found] for mixed_up, found in said.items()}
     return {mixed_up: summarise(suite, found)["tasks"]["out"] for mixed_up, found in rows.items()}
 
 

@@ -42,7 +42,7 @@ class Squares:
     def views(self, i: int) -> list[int]:
         return [0, 1, 2 + i % 2]
 
-    def read(self, i: int, view: int) -> dict[str, np.ndarray]:
+    def read(self, i: int, view: int, channels=None) -> dict[str, np.ndarray]:
         assert view in self.views(i)
         values = {"image": i, "out": 100 + i, "other": 200 + i}
         return {name: np.full((SIZE, SIZE, 3), value, np.uint8) for name, value in values.items()}

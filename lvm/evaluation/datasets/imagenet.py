@@ -8,7 +8,7 @@ In the order of torchvision's ImageFolder: classes by name, pictures by name. No
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -73,7 +73,7 @@ class ImageNetVal:
     def views(self, i: int) -> Sequence[int]:
         return [0]
 
-    def read(self, i: int, view: int) -> "Mapping[str, Picture]":
+    def read(self, i: int, view: int, channels: Collection[str] | None = None) -> "Mapping[str, Picture]":
         return self._kept(i, lambda: self._draw(i))
 
     def _draw(self, i: int) -> "Mapping[str, Picture]":

@@ -23,7 +23,7 @@ truncated or difficult too.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +99,7 @@ class KeypointLines:
     def views(self, i: int) -> tuple[int, ...]:
         return (0,)
 
-    def read(self, i: int, view: int) -> "Mapping[str, Picture]":
+    def read(self, i: int, view: int, channels: Collection[str] | None = None) -> "Mapping[str, Picture]":
         found: Mapping[str, Picture] = self._kept(i, lambda: self._drawn(self.lines[i]))
         return found
 

@@ -20,7 +20,7 @@ Eigen et al. 2014 (rows 45 to 470, columns 41 to 600 of 640 x 480) up to 10 m.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +100,7 @@ class NYUv2:
     def views(self, i: int) -> Sequence[int]:
         return [0]
 
-    def read(self, i: int, view: int) -> "Mapping[str, Picture]":
+    def read(self, i: int, view: int, channels: Collection[str] | None = None) -> "Mapping[str, Picture]":
         return self._kept(i, lambda: self._draw(i))
 
     def __call__(self, item: int, view: int) -> DepthTruth:

@@ -11,7 +11,7 @@ et al., 2021): prefer I-RAVEN or RAVEN-FAIR.
 
 import hashlib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,7 @@ class RavenMatrices:
         found: tuple[np.ndarray, int] = self._kept(i, lambda: read_matrix(self.files[i]))
         return found
 
-    def read(self, i: int, view: int) -> "Mapping[str, Picture]":
+    def read(self, i: int, view: int, channels: Collection[str] | None = None) -> "Mapping[str, Picture]":
         given, right = self._matrix(i)
         filled = [*given[:8], given[8 + right]]
         return {"image": draw_matrix([*given[:8], None], self._size), "solution": draw_matrix(filled, self._size)}

@@ -8,7 +8,7 @@ VOCdevkit/VOC2012/                          or any folder above or this one
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -106,7 +106,7 @@ class VocItems(Generic[A]):
     def views(self, i: int) -> Sequence[int]:
         return (0,)
 
-    def read(self, i: int, view: int) -> "Mapping[str, Picture]":
+    def read(self, i: int, view: int, channels: Collection[str] | None = None) -> "Mapping[str, Picture]":
         drawn: Mapping[str, Picture] = self._kept(i, lambda: self._read(self.entries[i]))
         return drawn
 

@@ -8,6 +8,7 @@ classes (images/CLASS/x.jpg with masks/CLASS/x.png), or the objects of the embed
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -167,14 +168,14 @@ def make(context: Context, options: Options) -> Pascal5i:
         title="Few-shot segmentation",
         measures=MEASURES,
         cases=Joined(parts),
-        judged=lambda case, pictures: judge(case, pictures, options.palette),
+        judged=partial(judge, options.palette),
         settings=settings(masks, parts, options, config, context),
         published=PUBLISHED,
         broken=getattr(masks.data, "broken", ()),
     )
 
 
-def judge(case: Case, pictures: "Sequence[Picture]", palette: str) -> dict[str, float]:
+def judge(palette: str, case: Case, pictures: "Sequence[Picture]") -> dict[str, float]:
     colours = PALETTES[palette]
     return mask_scores(colours.read(pictures[0]), colours.read(case.truth[0]))
 
