@@ -1,8 +1,9 @@
-"""What an evaluation costs beside its answers: python -m benchmarks.evaluate model=FOLDER [suite=depth cases=96]
+"""What an evaluation costs beside its answers: python -m benchmarks.evaluate model=FOLDER|SHAPE [suite=depth cases=96]
 
 The answers of a suite's prompts by the engine alone, as `lvm bench generate` measures it (all prompts at hand as codes,
 nothing scored), and the same prompts as `lvm evaluate` asks them: pictures drawn and encoded, blocks of cases,
-likelihoods, answers decoded and judged. Both in one run, in turn; `ratio` is of answered pictures a second.
+likelihoods, answers decoded and judged. Both in one run, in turn; `ratio` is of answered pictures a second. A SHAPE is
+one of configs/model with random weights: what the answers say does not change what they cost.
 """
 
 import statistics
@@ -10,11 +11,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.alone import run_alone
+from lvm.commands.bench import choose_device, model_config
 from lvm.evaluation import ask as asking
 from lvm.evaluation.ask import Codes
 from lvm.evaluation.job import EvaluationJob
@@ -23,21 +27,25 @@ from lvm.evaluation.suites.base import Context
 from lvm.evaluation.suites.opening import open_suite
 from lvm.inference.prompter import Prompter
 from lvm.inference.rollout import Prompt
+from lvm.model import LVM
 from lvm.runtime.machine import git_commit, machine_description
+from tokenizer import VQGAN
 
 
 @dataclass(frozen=True)
 class Options:
-    model: str = "runs/demo/model"
+    model: str = "runs/demo/model"  # folder, or a name of configs/model
+    pictures: int = 16  # of the context of a SHAPE
     tokenizer: str = "world-48px-f8-1024"
     suite: str = "depth"
     cases: int = 96  # of each task
+    workers: int = 0  # processes that make and judge the cases
     rounds: int = 3
     json: str = ""  # file for the result
 
 
 def main(options: Options) -> dict[str, Any]:
-    prompter = Prompter.from_pretrained(options.model, options.tokenizer)
+    prompter = opened(options)
     codes = Codes(prompter.vq)
     size, room = prompter.vq.config.resolution, prompter.pictures_per_window
     context = Context(None, size, room, options.cases, encode=codes, decode=prompter.decode)
@@ -58,7 +66,8 @@ def main(options: Options) -> dict[str, Any]:
 
     def evaluation() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            EvaluationJob(Path(folder) / "out", open_suite(options.suite, context), {}).run(prompter)
+            job = EvaluationJob(Path(folder) / "out", open_suite(options.suite, context), {})
+            job.run(prompter, workers=options.workers)
 
     engine(), evaluation()  # warm
     seconds: dict[str, list[float]] = {"engine": [], "evaluation": []}
@@ -81,6 +90,21 @@ def main(options: Options) -> dict[str, Any]:
     print(f"{len(prompts)} prompts: {speed['evaluation']:.2f} answers a second evaluated, {speed['engine']:.2f} by the")
     print(f"engine alone: ratio {found['ratio']:.2f}; seconds of parts: {found['parts_seconds']}")
     return found
+
+
+def opened(options: Options) -> Prompter:
+    if Path(options.model).is_dir():
+        return Prompter.from_pretrained(options.model, options.tokenizer)
+    device = choose_device("auto")
+    vq = VQGAN.from_pretrained(options.tokenizer).to(device)
+    shape = replace(
+        model_config(options.model),
+        num_codes=vq.config.num_embeddings,
+        tokens_per_picture=vq.tokens_per_picture,
+        max_position=options.pictures * vq.tokens_per_picture,
+    )
+    torch.manual_seed(0)
+    return Prompter(LVM(shape).to(device).eval(), vq)
 
 
 def timed(run: Callable[[], None]) -> float:

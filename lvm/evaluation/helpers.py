@@ -55,6 +55,10 @@ class Helpers:
             self._free.put(lambda method, *arguments: getattr(desk, method)(*arguments))
         self._threads = ThreadPoolExecutor(max(1, len(self._processes)))
 
+    @property
+    def num_processes(self) -> int:
+        return len(self._processes)
+
     def __enter__(self) -> Self:
         return self
 
