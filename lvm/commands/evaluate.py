@@ -45,7 +45,7 @@ from lvm.evaluation.summary import summarise
 from lvm.inference.prompter import Prompter, check_pair
 from lvm.model import LVM
 from lvm.runtime import UserError, read_json, write_json
-from lvm.runtime.machine import git_commit, machine_description
+from lvm.runtime.machine import git_commit, machine_description, num_cores
 from lvm.runtime.model_files import model_fingerprint
 from lvm.runtime.tasks import read_shard, shard_of_environment
 from lvm.sources import Source, open_source
@@ -53,6 +53,8 @@ from lvm.sources.world import WorldConfig, WorldSource
 from lvm.training import model_of_run
 from lvm.training.resume import find_checkpoint
 from tokenizer import VQGAN
+
+MOST_WORKERS = 8
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -73,7 +75,11 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"groups of --data held out in training, per mille; 1000: all (as the run was trained, or {HELD_OUT})",
     )  # fmt: skip
     parser.add_argument("--held-out-groups", nargs="+", metavar="GROUP", help="and these (exclude_groups of the run)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that read pictures (2); 0: this one reads")
+    parser.add_argument(
+        "--workers", type=int,
+        help="processes that read pictures and judge answers (2; beside a GPU one for each CPU but one, at most 8); "
+        "0: this one",
+    )  # fmt: skip
     parser.add_argument("--shard", metavar="I/N", help="do part I of N, from 0 (as Slurm or torchrun say)")
     parser.add_argument("--device", help="cuda, cuda:1, cpu (a GPU if there is one, of several that of this task)")
     parser.add_argument("--exact", action="store_true", help="in float32, not bfloat16 where that is faster")
@@ -86,6 +92,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--targets {arguments.targets}: must be at least 1")
     if arguments.held_out is not None and not 0 <= arguments.held_out <= 1000:
         raise UserError(f"--held-out {arguments.held_out}: must be from 0 to 1000, per mille")
+    if arguments.workers is None:
+        arguments.workers = default_workers(choose_device(arguments.device))
     if arguments.suite == "demo":
         return evaluate_demo(arguments)
     if arguments.suite == "all" and arguments.options:
@@ -106,6 +114,10 @@ def main(argv: Sequence[str]) -> int:
     if not codes:
         raise UserError("no suite could be run; the lines above say why")
     return max(codes)
+
+
+def default_workers(device: str) -> int:
+    return 2 if device == "cpu" else max(1, min(MOST_WORKERS, num_cores() - 1))
 
 
 def evaluate_suite(arguments: argparse.Namespace, suite: Suite, prompter: Prompter, out: Path) -> int:

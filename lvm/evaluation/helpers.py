@@ -5,8 +5,9 @@ scored on other cores than those that feed the model. Without helpers, or for a 
 thread of this process does it.
 """
 
-import contextlib
+import pickle
 import queue
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -47,8 +48,12 @@ class Helpers:
         self._free: queue.SimpleQueue[Callable[..., Any]] = queue.SimpleQueue()
         self._processes: list[Served] = []
         desk = Desk(suite)
-        with contextlib.suppress(HoldsTokenizer):
+        try:
             self._processes += [Served(desk, "reads and judges pictures") for _ in range(num)]
+        except HoldsTokenizer:
+            pass  # as it should be
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            print(f"{suite.name}: its cases are made in this process: {error}", file=sys.stderr)
         for process in self._processes:
             self._free.put(process)
         if not self._processes:

@@ -71,7 +71,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return build(hint, value, where)
     if origin in (list, tuple, collections.abc.Sequence):
         if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise UserError(f"{where} is {value!r}; it must be a list")
+            raise UserError(f"{where} is {value!r}; it must be a list, as [{value}]")
         items = list(value)
         if origin is not tuple:
             return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items)]

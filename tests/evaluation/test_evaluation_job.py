@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_prompter import pictures, small_model, small_vqgan
+from suite_runs import save_prompter
+from tiny_prompter import pictures
 
 from lvm.commands.evaluate import main
 from lvm.evaluation.ask import unpack
@@ -24,9 +25,7 @@ TIMES = ("seconds", "machine", "commit")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")
-    vq = small_vqgan()
-    vq.save_pretrained(folder / "tokenizer")
-    small_model(vq).save_pretrained(folder / "model")
+    save_prompter(folder)
     (folder / "world.yaml").write_text("kind: world\nnum_scenes: 40\nnum_clips: 0\nnum_things: [2, 3]\n")
     return folder
 

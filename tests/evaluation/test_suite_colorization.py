@@ -1,7 +1,7 @@
 """colorization: ImageNet's pictures in both layouts, the published draws, LPIPS of local files, whole runs."""
 
-import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_prompter import SIZE, small_model, small_vqgan
+from suite_runs import evaluate
+from tiny_prompter import SIZE
 
-from lvm.commands.evaluate import main
 from lvm.evaluation.datasets.imagenet import ImageNetVal, drawn_part, is_imagenet
 from lvm.evaluation.suites.base import Context, PairSuite
 from lvm.evaluation.suites.opening import open_suite
@@ -19,15 +19,6 @@ from lvm.runtime import UserError
 from tokenizer.perceptual import LPIPS
 
 CLASSES = ("n01440764", "n01443537", "n02098105")
-
-
-@pytest.fixture(scope="module")
-def prompter(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("prompter")
-    vq = small_vqgan()
-    vq.save_pretrained(folder / "tokenizer")
-    small_model(vq).save_pretrained(folder / "model")
-    return [str(folder / "model"), "--tokenizer", str(folder / "tokenizer"), "--workers", "0"]
 
 
 @pytest.fixture
@@ -57,9 +48,7 @@ def suite_of(data: Path | None, *options: str, **changes) -> PairSuite:
     return open_suite("colorization", Context(**given), options)
 
 
-def run(prompter: list[str], out: Path, *rest: str) -> tuple[int, dict]:
-    code = main([*prompter, "--suite", "colorization", "--out", str(out), *rest])
-    return code, json.loads((out / "report.json").read_text())
+run = partial(evaluate, "colorization")
 
 
 # ImageNet.
@@ -188,9 +177,9 @@ def test_lpips_without_its_files_is_refused(weights, tmp_path):
 # Whole runs.
 
 
-def test_twenty_pictures_in_twenty_seconds(prompter, tmp_path):
+def test_twenty_pictures_in_twenty_seconds(saved_prompter, tmp_path):
     began = time.process_time()
-    code, report = run(prompter, tmp_path, "--targets", "20")
+    code, report = run(saved_prompter, tmp_path, "--targets", "20")
     assert time.process_time() - began < 20
     task = report["tasks"]["colorization"]
     assert code == 0 and task["items"] == 20 and task["measure"] == "mse"
@@ -198,10 +187,10 @@ def test_twenty_pictures_in_twenty_seconds(prompter, tmp_path):
     assert [row["scores"]["mse"] for row in report["published"]] == [1.13, 3.31, 0.43, 0.67, 0.51]
 
 
-def test_photos_alone_have_a_wrong_task_and_a_damaged_one_is_counted(by_class, prompter, tmp_path, capsys):
+def test_photos_alone_have_a_wrong_task_and_a_damaged_one_is_counted(by_class, saved_prompter, tmp_path, capsys):
     data = ImageNetVal(by_class, SIZE)
     (by_class / "val" / data.ids[5]).write_bytes(b"\xff\xd8\xff")
-    code, report = run(prompter, tmp_path / "out", "--data", str(by_class), "--targets", "12", "pairs=1")
+    code, report = run(saved_prompter, tmp_path / "out", "--data", str(by_class), "--targets", "12", "pairs=1")
     failed = report["failed"]
     assert code == 1 and failed and all(data.ids[5] in row["file"] for row in failed)
     assert f"{len(failed)} of 12 cases failed" in capsys.readouterr().err

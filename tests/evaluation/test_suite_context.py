@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from small_clips import write_clips
-from tiny_prompter import SIZE, small_model, small_vqgan
+from suite_runs import save_prompter
+from tiny_prompter import SIZE
 
 from lvm.commands.evaluate import main
 from lvm.evaluation.suites.base import Context
@@ -22,9 +23,7 @@ WORLD = "kind: world\nsplit: test\nnum_scenes: 0\nnum_clips: 60\nnum_frames: 6\n
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prompter")
-    vq = small_vqgan()
-    vq.save_pretrained(folder / "tokenizer")
-    small_model(vq).save_pretrained(folder / "model")
+    save_prompter(folder)
     (folder / "world.yaml").write_text(WORLD)
     return folder
 

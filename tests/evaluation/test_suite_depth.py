@@ -1,15 +1,15 @@
 """depth: truth in the files' unit whatever was drawn, MiDaS' alignment, NYU Depth v2 in miniature, whole runs."""
 
-import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_prompter import SIZE, small_model, small_vqgan
+from suite_runs import evaluate
+from tiny_prompter import SIZE
 
-from lvm.commands.evaluate import main
 from lvm.evaluation.annotated import HeldOut
 from lvm.evaluation.datasets.nyuv2 import NYUv2
 from lvm.evaluation.suites.base import Context
@@ -19,19 +19,7 @@ from lvm.pictures import depth
 from lvm.runtime import UserError
 from lvm.sources.base import BrokenItem
 
-
-@pytest.fixture(scope="module")
-def prompter(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("prompter")
-    vq = small_vqgan()
-    vq.save_pretrained(folder / "tokenizer")
-    small_model(vq).save_pretrained(folder / "model")
-    return [str(folder / "model"), "--tokenizer", str(folder / "tokenizer"), "--workers", "0"]
-
-
-def run(prompter: list[str], out: Path, *rest: str) -> tuple[int, dict]:
-    code = main([*prompter, "--suite", "depth", "--out", str(out), *rest])
-    return code, json.loads((out / "report.json").read_text())
+run = partial(evaluate, "depth")
 
 
 def suite_of(data: Path | None, *options: str, **changes) -> DepthSuite:
@@ -262,9 +250,9 @@ def test_depth_of_another_size_or_kind_fails_its_case(nyu):
 # Whole runs.
 
 
-def test_twenty_scenes_in_twenty_seconds(prompter, tmp_path, capsys):
+def test_twenty_scenes_in_twenty_seconds(saved_prompter, tmp_path, capsys):
     began = time.process_time()
-    code, report = run(prompter, tmp_path, "--targets", "20")
+    code, report = run(saved_prompter, tmp_path, "--targets", "20")
     assert time.process_time() - began < 20
     task = report["tasks"]["depth"]
     assert code == 0 and task["items"] == 20 and task["measure"] == "abs_rel"
@@ -276,9 +264,9 @@ def test_twenty_scenes_in_twenty_seconds(prompter, tmp_path, capsys):
     assert report["settings"]["unit"] == "world units"
 
 
-def test_a_run_on_nyu_counts_the_case_that_fails(nyu, prompter, tmp_path, capsys):
+def test_a_run_on_nyu_counts_the_case_that_fails(nyu, saved_prompter, tmp_path, capsys):
     (nyu / "depth" / "0002.png").write_bytes(b"\x89PNG")
-    code, report = run(prompter, tmp_path / "out", "--data", str(nyu), "pairs=2")
+    code, report = run(saved_prompter, tmp_path / "out", "--data", str(nyu), "pairs=2")
     assert code == 1 and report["items"] == 5 and report["tasks"]["depth"]["items"] == 4
     assert "0002.png" in report["failed"][0]["file"] and "0002.png" in capsys.readouterr().err
     assert report["tasks"]["depth"]["measure"] == "abs_rel_aligned"

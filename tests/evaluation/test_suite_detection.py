@@ -1,17 +1,17 @@
 """detection: boxes read back as published, VOC2012's layout in miniature, unsafe XML refused, the world's objects."""
 
-import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from small_voc import write_boxes, write_voc
-from tiny_prompter import SIZE, small_model, small_vqgan
+from suite_runs import evaluate
+from tiny_prompter import SIZE
 
-from lvm.commands.evaluate import main
 from lvm.evaluation import filled_boxes
 from lvm.evaluation.annotated import HeldOut
 from lvm.evaluation.datasets.voc_boxes import parse_xml, read_annotation
@@ -24,15 +24,6 @@ from lvm.sources.base import BrokenItem
 WORLD = "kind: world\nsplit: test\nnum_scenes: 0\nnum_clips: 0\nnum_objects: 120\nchannels: [image, gray, {}]\n"
 
 
-@pytest.fixture(scope="module")
-def prompter(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("prompter")
-    vq = small_vqgan()
-    vq.save_pretrained(folder / "tokenizer")
-    small_model(vq).save_pretrained(folder / "model")
-    return [str(folder / "model"), "--tokenizer", str(folder / "tokenizer"), "--workers", "0"]
-
-
 @pytest.fixture
 def voc(tmp_path) -> Path:
     return write_voc(tmp_path / "data", classes=range(4), per_class=6)
@@ -43,9 +34,7 @@ def suite_of(data: Path, *options: str, **changes) -> PairSuite:
     return open_suite("detection", context, ("pairs=2", "largest=0.9", *options))
 
 
-def run(prompter: list[str], out: Path, *rest: str) -> tuple[int, dict]:
-    code = main([*prompter, "--suite", "detection", "--out", str(out), *rest])
-    return code, json.loads((out / "report.json").read_text())
+run = partial(evaluate, "detection")
 
 
 # The arithmetic.
@@ -173,11 +162,11 @@ def test_a_damaged_annotation_says_what_is_wrong(tmp_path, text):
         read_annotation(tmp_path / "x.xml")
 
 
-def test_a_run_leaves_out_and_names_what_cannot_be_read(voc, prompter, tmp_path, capsys):
+def test_a_run_leaves_out_and_names_what_cannot_be_read(voc, saved_prompter, tmp_path, capsys):
     val = (voc / "ImageSets/Main/val.txt").read_text().split()
     (voc / "Annotations" / f"{val[0]}.xml").write_bytes(UNSAFE[0])
     (voc / "JPEGImages" / f"{val[1]}.jpg").write_bytes(b"\xff\xd8")
-    code, report = run(prompter, tmp_path / "out", "--data", str(voc), "pairs=2", "largest=0.9")
+    code, report = run(saved_prompter, tmp_path / "out", "--data", str(voc), "pairs=2", "largest=0.9")
     errors = capsys.readouterr().err
     assert code == 1 and f"{val[0]}.xml: declares a document type" in errors and f"{val[1]}.jpg" in errors
     assert len(report["unreadable"]) == len(report["failed"]) == 1 and report["items"] == len(val) - 1
@@ -234,15 +223,15 @@ def test_a_source_with_filled_boxes_is_asked_and_one_without_is_told(tmp_path):
         suite_of(tmp_path / "own", kept_out=HeldOut(1000))
 
 
-def test_the_worlds_objects_are_asked_within_seconds(prompter, tmp_path):
+def test_the_worlds_objects_are_asked_within_seconds(saved_prompter, tmp_path):
     began = time.monotonic()
     (tmp_path / "world.yaml").write_text(WORLD.format("object_mask, object_box"))
     options = ["--data", str(tmp_path / "world.yaml"), "--targets", "10", "pairs=2", "splits=2"]
-    code, report = run(prompter, tmp_path / "out", *options)
+    code, report = run(saved_prompter, tmp_path / "out", *options)
     assert code == 0 and report["items"] == 20 and time.monotonic() - began < 20
     for split in report["tasks"].values():
         assert set(split["controls"]) == {"wrong_task", "shuffled", "none"}
         assert split["baselines"]["mean_answer"]["iou"]["mean"] > 0.2
     assert report["published"][-1]["scores"]["split1"] == 0.4825 and "not stated" in report["published"][-1]["caveat"]
     with pytest.raises(UserError, match="splits 0 must be from 1"):
-        run(prompter, tmp_path / "none", "splits=0")
+        run(saved_prompter, tmp_path / "none", "splits=0")

@@ -3,14 +3,15 @@
 import itertools
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_prompter import SIZE, small_model, small_vqgan, write_lines
+from suite_runs import evaluate
+from tiny_prompter import SIZE, write_lines
 
-from lvm.commands.evaluate import main
 from lvm.evaluation import point_measures as pm
 from lvm.evaluation.annotated import HeldOut
 from lvm.evaluation.cases import RIGHT
@@ -23,19 +24,7 @@ from lvm.runtime import UserError
 from lvm.sources.base import BrokenItem
 from lvm.world.figures import JOINTS, LIMBS
 
-
-@pytest.fixture(scope="module")
-def prompter(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("prompter")
-    vq = small_vqgan()
-    vq.save_pretrained(folder / "tokenizer")
-    small_model(vq).save_pretrained(folder / "model")
-    return [str(folder / "model"), "--tokenizer", str(folder / "tokenizer"), "--workers", "0"]
-
-
-def run(prompter: list[str], out: Path, *rest: str) -> tuple[int, dict]:
-    code = main([*prompter, "--suite", "keypoints", "--out", str(out), *rest])
-    return code, json.loads((out / "report.json").read_text())
+run = partial(evaluate, "keypoints")
 
 
 def suite_of(data: Path | str | None, *options: str, **changes) -> KeypointSuite:
@@ -210,11 +199,11 @@ def test_a_line_of_another_form_is_named(cars, change, told):
         KeypointLines(write_lines(cars, [given]), 64, HeldOut())
 
 
-def test_a_picture_that_is_gone_breaks_its_own_cases_alone(cars, prompter, tmp_path, capsys):
+def test_a_picture_that_is_gone_breaks_its_own_cases_alone(cars, saved_prompter, tmp_path, capsys):
     (cars.parent / "Images/car_pascal/2008_000003.png").unlink()
     with pytest.raises(BrokenItem, match=r"2008_000003\.png: does not exist"):
         KeypointLines(cars, 64, HeldOut()).read(3, 0)
-    code, report = run(prompter, tmp_path / "out", "--data", str(cars), "--held-out", "1000", "--targets", "8")
+    code, report = run(saved_prompter, tmp_path / "out", "--data", str(cars), "--held-out", "1000", "--targets", "8")
     assert code == 1 and 1 <= len(report["failed"]) < 8 and "2008_000003.png" in capsys.readouterr().err
 
 
@@ -228,9 +217,9 @@ def test_pascal3d_as_distributed_is_told_how_to_be_converted(tmp_path):
 # Whole runs.
 
 
-def test_twenty_queries_of_the_world_within_twenty_seconds(prompter, tmp_path):
+def test_twenty_queries_of_the_world_within_twenty_seconds(saved_prompter, tmp_path):
     began = time.process_time()  # of this process alone: others may be busy
-    code, report = run(prompter, tmp_path / "out", "--targets", "20")
+    code, report = run(saved_prompter, tmp_path / "out", "--targets", "20")
     assert code == 0 and time.process_time() - began < 20
     assert report["items"] == 40 and set(report["tasks"]) == {"keypoints", "pose"}
     for found in report["tasks"].values():
@@ -242,7 +231,7 @@ def test_twenty_queries_of_the_world_within_twenty_seconds(prompter, tmp_path):
     assert {p["name"]: p["scores"]["pck_0.1"] for p in report["published"] if p["name"] == "LVM"} == {"LVM": 0.812}
 
 
-def test_people_of_a_manifest_bring_their_own_skeleton(prompter, tmp_path):
+def test_people_of_a_manifest_bring_their_own_skeleton(saved_prompter, tmp_path):
     rng, lines = np.random.default_rng(2), []
     for k in range(6):
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{k}.png")
@@ -251,7 +240,7 @@ def test_people_of_a_manifest_bring_their_own_skeleton(prompter, tmp_path):
     source = {"kind": "manifest", "path": str(tmp_path / "manifest.jsonl"), "keypoints": "joints", "limbs": [[0, 1]]}
     (tmp_path / "people.yaml").write_text(json.dumps(source))
     held = ("--held-out", "1000", "--targets", "6")
-    code, report = run(prompter, tmp_path / "out", "--data", str(tmp_path / "people.yaml"), *held)
+    code, report = run(saved_prompter, tmp_path / "out", "--data", str(tmp_path / "people.yaml"), *held)
     assert code == 0 and report["settings"]["skeleton"] == {"joints": 3, "limbs": 1}
     assert report["tasks"]["pose"]["baselines"]["copy_query"]["points"]["mean"] > 2
 

@@ -1,9 +1,9 @@
 """pascal5i: the published arithmetic, Pascal-5i's layout in miniature, any folder of masks, the world's objects."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 from small_voc import PER_CLASS, VOID, write_voc
-from tiny_prompter import SIZE, small_model, small_vqgan
+from suite_runs import evaluate
+from tiny_prompter import SIZE
 from torchmetrics.classification import BinaryAccuracy, BinaryJaccardIndex
 
-from lvm.commands.evaluate import main
 from lvm.evaluation.annotated import HeldOut
 from lvm.evaluation.suites.base import Context
 from lvm.evaluation.suites.opening import open_suite
@@ -24,15 +24,6 @@ from lvm.runtime import UserError
 from lvm.sources.base import BrokenItem
 
 WORLD = "kind: world\nsplit: test\nnum_scenes: 0\nnum_clips: 0\nnum_objects: 120\nchannels: [image, gray, {}]\n"
-
-
-@pytest.fixture(scope="module")
-def prompter(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("prompter")
-    vq = small_vqgan()
-    vq.save_pretrained(folder / "tokenizer")
-    small_model(vq).save_pretrained(folder / "model")
-    return [str(folder / "model"), "--tokenizer", str(folder / "tokenizer"), "--workers", "0"]
 
 
 @pytest.fixture
@@ -48,9 +39,7 @@ def suite_of(data: Path | None, *options: str, **changes) -> Pascal5i:
     return open_suite("pascal5i", context(data, **changes), options)
 
 
-def run(prompter: list[str], out: Path, *rest: str) -> tuple[int, dict]:
-    code = main([*prompter, "--suite", "pascal5i", "--out", str(out), *rest])
-    return code, json.loads((out / "report.json").read_text())
+run = partial(evaluate, "pascal5i")
 
 
 # The arithmetic.
@@ -223,16 +212,16 @@ def test_masks_that_cannot_be_used_fail_their_cases_alone(voc):
     suite.case(4)
 
 
-def test_a_run_names_the_picture_that_fails_and_the_same_command_mends_it(voc, prompter, tmp_path, capsys):
+def test_a_run_names_the_picture_that_fails_and_the_same_command_mends_it(voc, saved_prompter, tmp_path, capsys):
     broken = voc / "JPEGImages/2007_000007.jpg"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:20])
     options = ["--data", str(voc), "fold=1", "pairs=1", "--targets", str(5 * PER_CLASS)]
-    code, report = run(prompter, tmp_path / "out", *options)
+    code, report = run(saved_prompter, tmp_path / "out", *options)
     assert code == 1 and "2007_000007.jpg" in capsys.readouterr().err
     assert report["failed"] and {Path(row["file"]).name for row in report["failed"]} == {"2007_000007.jpg"}
     broken.write_bytes(whole)
-    code, report = run(prompter, tmp_path / "out", *options)
+    code, report = run(saved_prompter, tmp_path / "out", *options)
     assert code == 0 and not report["failed"]
     fold = report["tasks"]["fold1"]
     assert set(fold["conditions"]) == {"right", "wrong_task", "shuffled", "none"}
@@ -257,7 +246,7 @@ def write_folder(root: Path, classes: list[str], number: int = 4) -> Path:
     return root
 
 
-def test_a_folder_of_masks_has_its_classes_by_name_in_four_runs(tmp_path, prompter, capsys):
+def test_a_folder_of_masks_has_its_classes_by_name_in_four_runs(tmp_path, saved_prompter, capsys):
     names = ["ant", "bee", "cat", "dog", "elk", "fox"]
     root = write_folder(tmp_path / "own", names)
     suite = suite_of(root, "pairs=1", kept_out=HeldOut(1000))
@@ -268,7 +257,7 @@ def test_a_folder_of_masks_has_its_classes_by_name_in_four_runs(tmp_path, prompt
     assert 0.15 < (case.truth[0] > 0).mean() < 0.35
     (root / "images/ant/1.jpg").write_bytes(b"")
     code, report = run(
-        prompter, tmp_path / "out", "--data", str(root), "--held-out", "1000", "pairs=1", "--targets", "2"
+        saved_prompter, tmp_path / "out", "--data", str(root), "--held-out", "1000", "pairs=1", "--targets", "2"
     )
     assert code == 1 and "ant/1.jpg" in capsys.readouterr().err and len(report["unreadable"]) == 1
     assert len(report["tasks"]) == 4
@@ -289,10 +278,12 @@ def test_a_folder_that_cannot_be_asked_says_why(tmp_path):
         suite_of(plain)
 
 
-def test_the_worlds_objects_are_asked_in_four_folds_within_seconds(prompter, tmp_path):
+def test_the_worlds_objects_are_asked_in_four_folds_within_seconds(saved_prompter, tmp_path):
     began = time.monotonic()
     (tmp_path / "world.yaml").write_text(WORLD.format("object_mask, object_box"))
-    code, report = run(prompter, tmp_path / "out", "--data", str(tmp_path / "world.yaml"), "--targets", "5", "pairs=2")
+    code, report = run(
+        saved_prompter, tmp_path / "out", "--data", str(tmp_path / "world.yaml"), "--targets", "5", "pairs=2"
+    )
     assert code == 0 and report["items"] == 20 and time.monotonic() - began < 20
     assert list(report["tasks"]) == ["fold0", "fold1", "fold2", "fold3"]
     seen = [set(classes) for classes in report["settings"]["classes"].values()]

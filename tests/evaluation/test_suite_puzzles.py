@@ -4,14 +4,15 @@ import json
 import pickle
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_prompter import TOKENS, small_model, small_vqgan
+from suite_runs import evaluate, save_prompter
+from tiny_prompter import TOKENS
 
-from lvm.commands.evaluate import main
 from lvm.evaluation.cases import NONE, RIGHT, SHUFFLED, WRONG_TASK
 from lvm.evaluation.choice_measures import ninth_cell, root_mean_square, share_of_least
 from lvm.evaluation.datasets.raven import RavenMatrices
@@ -26,16 +27,10 @@ from lvm.world.puzzle_pictures import BLANK
 @pytest.fixture(scope="module")
 def prompter(tmp_path_factory) -> list[str]:
     """Ten pictures a window, so that nine panels fit."""
-    folder = tmp_path_factory.mktemp("prompter")
-    vq = small_vqgan()
-    vq.save_pretrained(folder / "tokenizer")
-    small_model(vq, max_position=10 * TOKENS).save_pretrained(folder / "model")
-    return [str(folder / "model"), "--tokenizer", str(folder / "tokenizer"), "--workers", "0"]
+    return save_prompter(tmp_path_factory.mktemp("prompter"), max_position=10 * TOKENS)
 
 
-def run(prompter: list[str], out: Path, *rest: str) -> tuple[int, dict]:
-    code = main([*prompter, "--suite", "puzzles", "--out", str(out), *rest])
-    return code, json.loads((out / "report.json").read_text())
+run = partial(evaluate, "puzzles")
 
 
 def suite_of(data: Path | str | None, *options: str, **changes) -> PuzzleSuite:
