@@ -1,19 +1,19 @@
-"""Cases asked: pictures to codes, prompts to likelihoods and answers; answers judged: one row of JSON a case.
+"""Cases asked: pictures to codes, prompts to likelihoods and answers, answers to pictures. rows.py judges them.
 
 All prompts of a list of cases go through the engine together; pictures that they share are encoded once, tokens that
 prompts begin with are fed once. Answers are greedy: no seed, no luck.
 """
 
-import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lvm.evaluation.cases import CEILING, Case, Shown, Suite
+from lvm.evaluation.cases import Case, Shown
 from lvm.evaluation.perplexity import Precision, autocast
+from lvm.evaluation.rows import Answered, Asked, StaysHere, mean_of, unpack
 from lvm.inference.engine import Request, answer_requests
 from lvm.inference.generate import make_requests
 from lvm.inference.prompter import Prompter, encode
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
     from lvm.evaluation.cases import Picture
     from tokenizer import VQGAN
-
-
-class HoldsTokenizer(TypeError):
-    """What was to be sent to another process."""
 
 
 class Codes:
@@ -46,26 +42,7 @@ class Codes:
         return np.stack([self._known[key] for key in keys]).astype(np.int64)
 
     def __reduce__(self) -> Any:
-        raise HoldsTokenizer("codes are made where the tokenizer is")
-
-
-@dataclass(frozen=True)
-class Answered:
-    """What came of one prompt."""
-
-    nll: "Sequence[Float32[np.ndarray, 't']]"  # of each token of the truth, or of each choice; empty where it `joins`
-    codes: "Int64[np.ndarray, 'n t'] | None" = None  # of the answer that was painted
-    pictures: "Sequence[Picture]" = ()
-    joins: str = ""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """All that the model and the tokenizer have to say about a case; what is left is to judge it."""
-
-    case: Case  # without its prompts
-    answers: Mapping[str, Answered]  # by condition
-    held: "Sequence[Picture]"  # the truth through the tokenizer
+        raise StaysHere("codes are made where the tokenizer is")
 
 
 def ask(prompter: Prompter, cases: Sequence[Case], precision: Precision = "auto") -> list[Asked]:
@@ -88,34 +65,6 @@ def ask(prompter: Prompter, cases: Sequence[Case], precision: Precision = "auto"
             of_case[condition] = Answered(nll.get(place, ()), *painted, shown.joins)
         found.append(Asked(replace(case, prompts={}), of_case, held[number]))
     return found
-
-
-def row_of(suite: Suite, asked: Asked) -> dict[str, Any]:
-    """The row of JSON. It needs neither model nor tokenizer, unless the suite's judge does."""
-    case, conditions = asked.case, {}
-    judged = lambda pictures: plain_scores(suite.judge(case, pictures))
-    for condition, answer in asked.answers.items():
-        if answer.joins:
-            continue
-        conditions[condition] = likelihood_row(answer.nll, case)
-        if answer.codes is not None:
-            conditions[condition] |= {"scores": judged(answer.pictures), "codes": pack(answer.codes)}
-    for together in sorted({answer.joins for answer in asked.answers.values()} - {""}):
-        parts = [answer for answer in asked.answers.values() if answer.joins == together]
-        mean = mean_of([answer.pictures for answer in parts])
-        codes = [pack(answer.codes) for answer in parts if answer.codes is not None]
-        conditions[together] = {"scores": judged(mean), "parts": codes}
-    others = {**case.baselines, CEILING: asked.held}
-    row: dict[str, Any] = {
-        "id": case.id,
-        "task": case.task,
-        "label": case.label,
-        "conditions": conditions,
-        "baselines": {name: judged(given) for name, given in others.items()},
-    }
-    if case.choices:
-        row["right_choice"] = case.right_choice
-    return row
 
 
 def pictures_of(case: Case) -> "list[Picture]":
@@ -186,35 +135,6 @@ def decoded(prompter: Prompter, codes: "Mapping[Any, Int64[np.ndarray, 'n t']]")
         return {}
     pictures = iter(prompter.decode(np.concatenate(list(codes.values()))))
     return {key: [next(pictures) for _ in rows] for key, rows in codes.items()}
-
-
-def likelihood_row(nll: "Sequence[Float32[np.ndarray, 't']]", case: Case) -> dict[str, Any]:
-    """nll: nats of the whole answer; first_token: of its first code; choices: of each choice."""
-    own = nll[case.right_choice if case.choices else 0].astype(np.float64)
-    row: dict[str, Any] = {"nll": float(own.sum()), "first_token": float(own[0]), "tokens": len(own)}
-    if case.choices:
-        row["choices"] = [float(values.astype(np.float64).sum()) for values in nll]
-        row["choice"] = int(np.argmin(row["choices"]))
-    return row
-
-
-def plain_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
-    """NaN becomes null."""
-    return {name: float(value) if np.isfinite(value) else None for name, value in scores.items()}
-
-
-def pack(codes: "Int64[np.ndarray, 'n t']") -> str:
-    """Base64 of little-endian uint16."""
-    return base64.b64encode(codes.astype("<u2").tobytes()).decode()
-
-
-def unpack(text: str, tokens_per_picture: int) -> "Int64[np.ndarray, 'n t']":
-    return np.frombuffer(base64.b64decode(text), "<u2").astype(np.int64).reshape(-1, tokens_per_picture)
-
-
-def mean_of(answers: "Sequence[Sequence[Picture]]") -> "list[Picture]":
-    """The mean of several answers, picture by picture."""
-    return [np.rint(np.mean(same, axis=0)).astype(np.uint8) for same in zip(*answers, strict=True)]
 
 
 def repaint(prompter: Prompter, row: Mapping[str, Any], condition: str) -> "UInt8[np.ndarray, 'n y x 3'] | None":

@@ -3,10 +3,11 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lvm.evaluation.rows import StaysHere
 from lvm.runtime import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ class Lpips:
         self.fingerprint = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._net = LPIPS.from_files(paths).to(self._device).eval()
+
+    def __reduce__(self) -> Any:
+        raise StaysHere("LPIPS is computed where its weights are")
 
     def __call__(self, answer: "UInt8[np.ndarray, 'y x 3']", truth: "UInt8[np.ndarray, 'y x 3']") -> float:
         import torch

@@ -1,8 +1,7 @@
-"""Cases made and answers judged by helpers, while the model answers.
+"""Cases made and answers judged while the model answers: by processes with a copy of the suite, so that pictures are
+drawn, decoded, shrunk and scored on other cores than those that feed the model; or by one thread of this process.
 
-Each helper is a process with a copy of the suite (lvm/runtime/served.py): pictures are drawn, decoded, shrunk and
-scored on other cores than those that feed the model. Without helpers, or for a suite that needs the tokenizer, one
-thread of this process does it.
+What holds the tokenizer (`choose=nearest`, failures) is done in turn with the model, which uses the same device.
 """
 
 import pickle
@@ -13,22 +12,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
-from lvm.evaluation.ask import Asked, HoldsTokenizer, row_of
 from lvm.evaluation.cases import Case, Suite
+from lvm.evaluation.rows import Asked, StaysHere, row_of
 from lvm.runtime.served import Served
 from lvm.sources.base import BrokenItem
 
-CASES_AT_ONCE = 4  # of a call to a helper
+CASES_AT_ONCE = 4  # of a call to a process
 
 
-class Desk:
-    """What a helper does."""
+class CaseWorker:
+    """The work itself."""
 
     def __init__(self, suite: Suite) -> None:
         self._suite = suite
 
     def cases(self, numbers: Sequence[int]) -> list[Case | dict[str, Any]]:
-        """Cases, or of one that failed its row."""
+        """Each case, or the row of one that could not be read."""
         found: list[Case | dict[str, Any]] = []
         for number in numbers:
             try:
@@ -42,23 +41,30 @@ class Desk:
 
 
 class Helpers:
-    """`num` processes, or one thread. A context manager: leaving it ends the processes."""
+    """`num` processes, or one thread; nothing of it for a suite that cannot be pickled. A context manager: leaving it
+    ends them and drops what was not begun."""
 
     def __init__(self, suite: Suite, num: int) -> None:
-        self._free: queue.SimpleQueue[Callable[..., Any]] = queue.SimpleQueue()
+        self._here = CaseWorker(suite)
         self._processes: list[Served] = []
-        desk = Desk(suite)
+        self._free: queue.SimpleQueue[Callable[..., Any]] = queue.SimpleQueue()
+        self._threads: ThreadPoolExecutor | None = None
         try:
-            self._processes += [Served(desk, "reads and judges pictures") for _ in range(num)]
-        except HoldsTokenizer:
-            pass  # as it should be
-        except (AttributeError, TypeError, pickle.PicklingError) as error:
-            print(f"{suite.name}: its cases are made in this process: {error}", file=sys.stderr)
-        for process in self._processes:
-            self._free.put(process)
-        if not self._processes:
-            self._free.put(lambda method, *arguments: getattr(desk, method)(*arguments))
-        self._threads = ThreadPoolExecutor(max(1, len(self._processes)))
+            packed = pickle.dumps(self._here)
+        except StaysHere:
+            return
+        except Exception as error:
+            print(f"{suite.name}: made and judged in turn with the answers, not beside them: {error}", file=sys.stderr)
+            return
+        try:
+            for _ in range(num):
+                self._processes.append(Served(packed, "reads and judges pictures"))
+        except BaseException:
+            self._stop()
+            raise
+        for helper in self._processes or [lambda method, piece: getattr(self._here, method)(piece)]:
+            self._free.put(helper)
+        self._threads = ThreadPoolExecutor(max(1, num))
 
     @property
     def num_processes(self) -> int:
@@ -68,20 +74,30 @@ class Helpers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._stop()
+
+    def _stop(self) -> None:
         for process in self._processes:
-            process.stop()
+            process.kill()  # calls end with it
+        if self._threads:
+            self._threads.shutdown(cancel_futures=True)
+        for process in self._processes:
+            process.close()
 
-    def cases(self, numbers: Sequence[int]) -> "Pieces":
-        """In order."""
-        return self._pieces("cases", numbers)
+    def cases(self, numbers: Sequence[int]) -> "Pending":
+        """`CaseWorker.cases`, in order."""
+        return self._pending("cases", numbers)
 
-    def rows(self, asked: Sequence[Asked]) -> "Pieces":
-        return self._pieces("rows", asked)
+    def rows(self, asked: Sequence[Asked]) -> "Pending":
+        return self._pending("rows", asked)
 
-    def _pieces(self, method: str, of: Sequence[Any]) -> "Pieces":
+    def _pending(self, method: str, of: Sequence[Any]) -> "Pending":
+        if self._threads is None:
+            done: Future[list[Any]] = Future()
+            done.set_result(getattr(self._here, method)(of))
+            return Pending([done])
         starts = range(0, len(of), CASES_AT_ONCE)
-        return Pieces([self._threads.submit(self._call, method, of[i : i + CASES_AT_ONCE]) for i in starts])
+        return Pending([self._threads.submit(self._call, method, of[i : i + CASES_AT_ONCE]) for i in starts])
 
     def _call(self, method: str, piece: Sequence[Any]) -> Any:
         helper = self._free.get()
@@ -91,8 +107,8 @@ class Helpers:
             self._free.put(helper)
 
 
-class Pieces:
-    """Lists to come."""
+class Pending:
+    """A list whose pieces are being made."""
 
     def __init__(self, futures: "Sequence[Future[list[Any]]]") -> None:
         self._futures = futures

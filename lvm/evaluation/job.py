@@ -12,14 +12,14 @@ on how many work at it. Shard I of N takes every N-th block; whichever process f
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from lvm.evaluation.ask import ask
 from lvm.evaluation.cases import Case, Suite
-from lvm.evaluation.helpers import Helpers, Pieces
+from lvm.evaluation.helpers import Helpers, Pending
 from lvm.evaluation.perplexity import Precision
 from lvm.inference.prompter import Prompter
 from lvm.runtime.files import atomic_write, read_json, write_json
@@ -30,7 +30,7 @@ from lvm.runtime.progress import Progress
 SMALLEST_BLOCK, LARGEST_BLOCK = 32, 64  # cases: the engine is fastest with some hundred prompts at hand
 BLOCKS = 16  # of a list between, so that several processes find work
 QUESTION = "evaluation.json"
-VERSION = 1
+VERSION = 2
 
 
 class EvaluationJob:
@@ -58,7 +58,8 @@ class EvaluationJob:
         ]
 
     def run(self, prompter: Prompter, precision: Precision = "auto", workers: int = 0) -> None:
-        """Do what is missing; `workers` processes make and judge the cases while the model answers."""
+        """Do what is missing. While the cases of a block are asked, the next are made and the last judged, by `workers`
+        processes."""
         todo = self.missing
         if not todo:
             return
@@ -69,29 +70,35 @@ class EvaluationJob:
             (self.out / ".rows").mkdir(exist_ok=True)
             total = sum(len(self.blocks[block]) for block in self.mine)
             done = total - sum(len(self.blocks[block]) for block in todo)
-            with Progress(total, "cases", done=done) as progress:
-                for block, rows in self._rows(todo, helpers, prompter, precision):
-                    lease.check()
-                    write_json(self.file(block), rows)
-                    progress.update(len(rows))
+            with Progress(total, "cases", done=done) as progress, ThreadPoolExecutor(1) as closer:
+                coming = helpers.cases(self.blocks[todo[0]])
+                closed: Future[None] | None = None
+                for block, later in itertools.zip_longest(todo, todo[1:]):
+                    made = coming.result()
+                    if later is not None:
+                        coming = helpers.cases(self.blocks[later])
+                    asked = ask(prompter, [case for case in made if isinstance(case, Case)], precision)
+                    if closed:
+                        closed.result()
+                    failed = [None if isinstance(case, Case) else case for case in made]
+                    closed = closer.submit(self._close, block, failed, helpers.rows(asked), lease, progress)
+                if closed:
+                    closed.result()
 
-    def _rows(
-        self, todo: Sequence[int], helpers: Helpers, prompter: Prompter, precision: Precision
-    ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """The rows of each block. While its cases are asked, the next block is read and the last one judged."""
-        coming = helpers.cases(self.blocks[todo[0]])
-        judged: tuple[int, Callable[[], list[dict[str, Any]]]] | None = None
-        for block, later in itertools.zip_longest(todo, todo[1:]):
-            made = coming.result()
-            if later is not None:
-                coming = helpers.cases(self.blocks[later])
-            asked = ask(prompter, [case for case in made if isinstance(case, Case)], precision)
-            if judged:
-                yield judged[0], judged[1]()
-            failed = [None if isinstance(case, Case) else case for case in made]
-            judged = block, partial(in_order, self.blocks[block], failed, helpers.rows(asked))
-        if judged:
-            yield judged[0], judged[1]()
+    def _close(
+        self,
+        block: int,
+        failed: Sequence[dict[str, Any] | None],
+        judged: Pending,
+        lease: RunLease,
+        progress: Progress,
+    ) -> None:
+        """Write the rows of a block as soon as they are judged: of each case that failed its own."""
+        rows = iter(judged.result())
+        whole = [row or {"case": number, **next(rows)} for number, row in zip(self.blocks[block], failed)]
+        lease.check()
+        write_json(self.file(block), whole)
+        progress.update(len(whole))
 
     # What is derived of all shards' rows.
 
@@ -105,12 +112,6 @@ class EvaluationJob:
         rows = self.rows()
         atomic_write(self.out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         return rows
-
-
-def in_order(numbers: Sequence[int], failed: Sequence[dict[str, Any] | None], judged: Pieces) -> list[dict[str, Any]]:
-    """The rows of a block: of each case that failed its own, of the others those that were judged."""
-    rows = iter(judged.result())
-    return [row or {"case": number, **next(rows)} for number, row in zip(numbers, failed)]
 
 
 def failed_in(rows: list[dict[str, Any]]) -> bool:

@@ -1,5 +1,6 @@
 """Reading units in several processes, in order."""
 
+import pickle
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ def read_units(
         return
     chunk_units = chunk_units or max(1, min(32, len(units) // (4 * workers)))
     chunks = [list(units[i : i + chunk_units]) for i in range(0, len(units), chunk_units)]
-    pool = [Served(UnitReader(source, size), "reads pictures") for _ in range(min(workers, len(chunks)))]
+    packed = pickle.dumps(UnitReader(source, size))
+    pool = [Served(packed, "reads pictures") for _ in range(min(workers, len(chunks)))]
     ahead = _ReadAhead(chunks)
     threads = [threading.Thread(target=ahead.fill, args=(worker,), daemon=True) for worker in pool]
     try:
@@ -38,9 +40,11 @@ def read_units(
     finally:
         ahead.stop()
         for worker in pool:
-            worker.stop()
+            worker.kill()
         for thread in threads:
             thread.join()
+        for worker in pool:
+            worker.close()
 
 
 class _ReadAhead:

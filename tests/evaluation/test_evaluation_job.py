@@ -16,7 +16,7 @@ from suite_runs import save_prompter
 from tiny_prompter import pictures
 
 from lvm.commands.evaluate import main
-from lvm.evaluation.ask import unpack
+from lvm.evaluation.rows import unpack
 from lvm.runtime import UserError
 
 TIMES = ("seconds", "machine", "commit")

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from shifted_pairs import ShiftedItems, one_code_tokenizer, train
 
-from lvm.evaluation.ask import ask, row_of
+from lvm.evaluation.ask import ask
 from lvm.evaluation.cases import Measure
 from lvm.evaluation.pairing import PairCases, PairingConfig
+from lvm.evaluation.rows import row_of
 from lvm.evaluation.suites.base import PairSuite
 from lvm.evaluation.summary import summarise
 from lvm.evaluation.tasks import Task
