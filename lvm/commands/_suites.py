@@ -1,17 +1,18 @@
 """Suites of `lvm evaluate` on the model of a run: which data it may be asked about, and asked while it trains."""
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from lvm.evaluation.annotated import HeldOut
-from lvm.evaluation.ask import Codes, ask, row_of
+from lvm.evaluation.ask import Codes, ask
 from lvm.evaluation.cases import Case, Suite
+from lvm.evaluation.rows import row_of
 from lvm.evaluation.suites.base import Context
 from lvm.evaluation.suites.opening import open_suite
 from lvm.evaluation.summary import summarise, task_figures
 from lvm.inference.prompter import Prompter, decode
+from lvm.interop.training_data import TrainingData, data_of_config
 from lvm.model import LVM
 from lvm.sources.base import BrokenItem
 from tokenizer import VQGAN
@@ -20,17 +21,20 @@ HELD_OUT = 150  # per mille of the groups of files, where nothing says how a mod
 CASES_AT_ONCE = 32
 
 
-def kept_out(config: Mapping[str, Any], per_mille: int | None = None, groups: Sequence[str] = ()) -> HeldOut:
-    """What the run of this config ({}: unknown) never trained on; what is given counts instead."""
-    data = config.get("data", {})
-    own = [group for source in data.get("sources", {}).values() for group in source.get("exclude_groups") or ()]
-    share = data.get("held_out_per_mille", HELD_OUT) if per_mille is None else per_mille
-    return HeldOut(share, tuple(groups or own))
+def kept_out(data: TrainingData, per_mille: int | None = None, groups: Sequence[str] = ()) -> HeldOut:
+    """What a model of this training never saw; what is given counts instead."""
+    known = (share for share in (per_mille, data.held_out_per_mille) if share is not None)
+    return HeldOut(next(known, HELD_OUT), tuple(groups) or data.exclude_groups)
 
 
-def world_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The world a run was trained on."""
-    return {"kind": "world", **config["world"]} if config.get("world") else None
+def world_of(data: TrainingData) -> dict[str, Any] | None:
+    """The world a model was trained on."""
+    return {"kind": "world", **data.world} if data.world else None
+
+
+def figures_of(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a suite's report goes into a run's metrics: figures by task, and how many cases failed if any did."""
+    return {**task_figures(report), **({"failed": len(report["failed"])} if report["failed"] else {})}
 
 
 class LiveSuites:
@@ -45,9 +49,10 @@ class LiveSuites:
         """`room`: pictures that fit the model's context, the answer included. Raises `UserError` for data and suites
         that do not go together."""
         self._vqgan = vqgan
-        options: dict[str, Any] = {"num_cases": targets, "seed": config["seed"], "kept_out": kept_out(config)}
+        trained_on = data_of_config(config)
+        options: dict[str, Any] = {"num_cases": targets, "seed": config["seed"], "kept_out": kept_out(trained_on)}
         through: dict[str, Any] = {"encode": Codes(vqgan), "decode": partial(decode, vqgan)}
-        context = Context(data, vqgan.config.resolution, room, **options, **through, world=world_of(config))
+        context = Context(data, vqgan.config.resolution, room, **options, **through, world=world_of(trained_on))
         self._suites: dict[str, Suite] = {name: open_suite(name, context) for name in names}
 
     def __call__(self, model: LVM, step: int) -> dict[str, Any]:
@@ -60,7 +65,9 @@ def figures(prompter: Prompter, suite: Suite) -> dict[str, Any]:
     for start in range(0, len(suite), CASES_AT_ONCE):
         cases: list[Case] = []
         for i in range(start, min(start + CASES_AT_ONCE, len(suite))):
-            with contextlib.suppress(BrokenItem):  # `lvm evaluate` names it
+            try:
                 cases.append(suite.case(i))
+            except BrokenItem as error:  # counted here; `lvm evaluate` names it
+                rows.append({"case": i, "file": error.file, "failed": error.reason})
         rows += [row_of(suite, asked) for asked in ask(prompter, cases)]
-    return task_figures(summarise(suite, rows))
+    return figures_of(summarise(suite, rows))

@@ -20,6 +20,7 @@ part of it.
 
 import argparse
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from typing import Any
 
 from lvm.commands._suites import HELD_OUT, kept_out, world_of
 from lvm.commands.generate import choose_device
+from lvm.evaluation.annotated import HeldOut
 from lvm.evaluation.ask import Codes
 from lvm.evaluation.cases import Suite
 from lvm.evaluation.job import EvaluationJob
@@ -43,6 +45,7 @@ from lvm.evaluation.suites.base import Context
 from lvm.evaluation.suites.opening import open_suite
 from lvm.evaluation.summary import summarise
 from lvm.inference.prompter import Prompter, check_pair
+from lvm.interop.training_data import TrainingData, data_of_model
 from lvm.model import LVM
 from lvm.runtime import UserError, read_json, write_json
 from lvm.runtime.machine import git_commit, machine_description, num_cores
@@ -72,7 +75,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the world and of the choice of targets (0)")
     parser.add_argument(
         "--held-out", type=int,
-        help=f"groups of --data held out in training, per mille; 1000: all (as the run was trained, or {HELD_OUT})",
+        help="groups of --data held out in training, per mille; 1000: all (as the model was trained; "
+        f"{HELD_OUT} where nothing says)",
     )  # fmt: skip
     parser.add_argument("--held-out-groups", nargs="+", metavar="GROUP", help="and these (exclude_groups of the run)")
     parser.add_argument(
@@ -117,7 +121,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def default_workers(device: str) -> int:
-    return 2 if device == "cpu" else max(1, min(MOST_WORKERS, num_cores() - 1))
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)  # of torchrun; Slurm gives each task cores of its own
+    return 2 if device == "cpu" else max(1, min(MOST_WORKERS, num_cores() // ranks_here - 1))
 
 
 def evaluate_suite(arguments: argparse.Namespace, suite: Suite, prompter: Prompter, out: Path) -> int:
@@ -130,14 +135,18 @@ def evaluate_suite(arguments: argparse.Namespace, suite: Suite, prompter: Prompt
         "precision": precision,
         "settings": dict(suite.settings),
     }
+    assumed = assumed_held_out(arguments, suite.settings.get("held_out"))
     shard, num_shards = read_shard(arguments.shard) if arguments.shard else shard_of_environment()
     job = EvaluationJob(out, suite, question, shard, num_shards)
     job.run(prompter, precision, arguments.workers)
     if not job.is_complete():
         print(f"shard {shard} of {num_shards} is done; other shards are not yet")
-        return 0
+        failed = [row for block in job.missing for row in read_json(job.file(block)) if "failed" in row]
+        return say_failed(failed, sum(len(job.blocks[block]) for block in job.mine), f"{out}/.rows")
     rows = job.write_rows()
     report = summarise(suite, rows, arguments.seed)
+    if assumed:
+        report["settings"]["held_out"] = assumed
     report |= {
         "model": str(arguments.model),
         "model_fingerprint": question["model"],
@@ -152,20 +161,43 @@ def evaluate_suite(arguments: argparse.Namespace, suite: Suite, prompter: Prompt
     page = write_suite_page(out, suite, report, rows, prompter)
     print_report(report)
     print(page)
-    if report["failed"]:
-        first = report["failed"][0]
+    return max(say_failed(report["failed"], report["items"], "report.json"), say_unreadable(report["unreadable"]))
+
+
+def say_failed(failed: Sequence[Mapping[str, Any]], items: int, where: str) -> int:
+    """The exit code, and a line on stderr where cases failed; `where` lists all of them."""
+    if failed:
+        first = f"{failed[0]['file']}: {failed[0]['failed']}"
         print(
-            f"error: {len(report['failed'])} of {report['items']} cases failed, the first {first['file']}: "
-            f"{first['failed']}; all are in report.json; the same command tries them again",
+            f"error: {len(failed)} of {items} cases failed, the first {first}; all are in {where}; the same command "
+            "tries them again",
             file=sys.stderr,
         )
-    if report["unreadable"]:
+    return int(bool(failed))
+
+
+def say_unreadable(files: Sequence[str]) -> int:
+    if files:
         print(
-            f"error: {len(report['unreadable'])} files of the data could not be read and were left out, "
-            f"the first {report['unreadable'][0]}; all are in report.json",
+            f"error: {len(files)} files of the data could not be read and were left out, the first {files[0]}; all are "
+            "in report.json",
             file=sys.stderr,
         )
-    return 1 if report["failed"] or report["unreadable"] else 0
+    return int(bool(files))
+
+
+def assumed_held_out(arguments: argparse.Namespace, held_out: Any) -> dict[str, Any]:
+    """The setting of a suite of files, marked and said on stderr where nothing says what the model was trained on; else
+    {}. It is no part of what was asked: the same queries are asked of a model that says the same."""
+    known = arguments.held_out is not None or data_of_model(Path(arguments.model)).held_out_per_mille is not None
+    if known or not isinstance(held_out, Mapping):  # the test split of a world, the lists of a public layout
+        return {}
+    print(
+        f"{arguments.model} does not say what its training held out: {held_out['per_mille']} per mille of the groups "
+        "are assumed; --held-out N says otherwise (1000: all, for data that were never trained on)",
+        file=sys.stderr,
+    )
+    return {**held_out, "assumed": True}
 
 
 def print_report(report: Mapping[str, Any]) -> None:
@@ -209,29 +241,23 @@ def identity(path: Path) -> str:
     return model_fingerprint(path)
 
 
-def config_of(path: Path) -> dict[str, Any]:
-    """Of the run a model is of; {} of an exported folder."""
-    if not is_run(path):
-        return {}
-    for folder in (path, *path.resolve().parents[:3]):
-        if (folder / "config.json").is_file() and "trainer" in (config := read_json(folder / "config.json")):
-            return config
-    return {}
+def kept_out_of(arguments: argparse.Namespace, trained_on: TrainingData) -> HeldOut:
+    return kept_out(trained_on, arguments.held_out, arguments.held_out_groups or ())
 
 
 def make_context(arguments: argparse.Namespace, prompter: Prompter) -> Context:
-    config = config_of(Path(arguments.model))
+    trained_on = data_of_model(Path(arguments.model))
     return Context(
         data=arguments.data,
         size=prompter.vq.config.resolution,
         room=prompter.pictures_per_window,
         num_cases=arguments.targets,
         seed=arguments.seed,
-        kept_out=kept_out(config, arguments.held_out, arguments.held_out_groups or ()),
+        kept_out=kept_out_of(arguments, trained_on),
         encode=Codes(prompter.vq),
         decode=prompter.decode,
         workers=arguments.workers,
-        world=world_of(config),
+        world=world_of(trained_on),
         prompt_bos=prompter.model.config.prompt_bos,
     )
 
@@ -243,10 +269,11 @@ def evaluate_demo(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     prompter = open_prompter(arguments)
     model, vq = prompter.model, prompter.vq
-    sets, clips, held_out = read_prompts(arguments, vq)
+    sets, clips, held_out, about = read_prompts(arguments, vq)
     options = {"seed": arguments.seed, "precision": "exact" if arguments.exact else "auto"}
     found = evaluate_prompts(model, vq, sets, clips, **options)
-    report = {**found.report, "suite": arguments.suite, "seed": arguments.seed, "parameters": model.num_params()}
+    facts = {"suite": arguments.suite, "seed": arguments.seed, "parameters": model.num_params()}
+    report = {**found.report, **facts, **about}
     if held_out is not None:
         again = evaluate_prompts(model, vq, held_out, **options)
         report["held_out_latents"] = again.report
@@ -257,20 +284,27 @@ def evaluate_demo(arguments: argparse.Namespace) -> int:
         by_pairs = "  ".join(f"{key}: {value:.2f}" for key, value in row["perplexity"].items())
         print(f"{name:<14} {by_pairs}")
     print(page)
-    return 0
+    return say_unreadable(about.get("unreadable", ()))
 
 
-def read_prompts(arguments: argparse.Namespace, vq: VQGAN) -> tuple[list[PromptSet], ClipSet | None, PromptSet | None]:
-    """Prompts, clips, and of the world also prompts under latents that no training sentence had."""
+def read_prompts(
+    arguments: argparse.Namespace, vq: VQGAN
+) -> tuple[list[PromptSet], ClipSet | None, PromptSet | None, dict[str, Any]]:
+    """Prompts and clips; of the world also prompts under latents that no training sentence had; of files what the
+    report says of them."""
     seed, workers, targets = arguments.seed, arguments.workers, arguments.targets or 200
     source: Source = WorldSource(WorldConfig(seed=seed)) if arguments.data is None else open_source(arguments.data)
     if not isinstance(source, WorldSource):
-        per_mille = HELD_OUT if arguments.held_out is None else arguments.held_out
-        sets, clips = source_prompts(source, vq, per_mille, targets, seed, workers=workers)
-        return sets, clips, None
+        chosen = kept_out_of(arguments, data_of_model(Path(arguments.model)))
+        held_out, broken = vars(chosen), list[str]()
+        assumed = assumed_held_out(arguments, held_out)
+        sets, clips = source_prompts(
+            source, vq, chosen.per_mille, targets, seed, workers=workers, exclude_groups=chosen.groups, broken=broken
+        )
+        return sets, clips, None, {"held_out": assumed or held_out, "unreadable": broken}
     world = WorldSource(replace(source.config, split="test"))
     prompts = world_prompts(world, vq, targets, seed, workers=workers)
     clips = world_clips(world, vq, arguments.clips, seed, workers=workers) if arguments.clips else None
     unseen = list(world.held_out_latents)
-    held_out = world_prompts(world, vq, max(1, targets // 4), seed, unseen, workers) if unseen else None
-    return [prompts], clips, held_out
+    under_unseen = world_prompts(world, vq, max(1, targets // 4), seed, unseen, workers) if unseen else None
+    return [prompts], clips, under_unseen, {}

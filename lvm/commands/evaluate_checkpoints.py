@@ -21,9 +21,9 @@ from lvm.cluster import evaluation_jobs as jobs
 from lvm.cluster.evaluation_jobs import EvaluationConfig
 from lvm.cluster.runs import open_run, state_of
 from lvm.commands import evaluate
+from lvm.commands._suites import figures_of
 from lvm.commands.train import fill_world_store
 from lvm.data import held_out_plan, open_plan
-from lvm.evaluation.summary import task_figures
 from lvm.runtime import UserError, build, is_user_error, read_json
 from lvm.runtime.distributed import Distributed
 from lvm.training import TrainerConfig, model_of_run
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     run_config = read_json(arguments.run / "config.json")
     config = evaluation_config(run_config, arguments)
     check_steps(arguments)
-    begun, failed = set[int](), False
+    begun, code = set[int](), 0
     while True:
         ended = not arguments.follow or state_of(*open_run(arguments.run))[0] in ENDED
         for step, checkpoint in to_do(arguments.run, config, arguments.steps, arguments.submit).items():
@@ -62,14 +62,15 @@ def main(argv: Sequence[str]) -> int:
                 if arguments.submit:
                     print(f"step {step}: {jobs.submit_evaluation(arguments.run, checkpoint, config)}", flush=True)
                 else:
-                    evaluate_checkpoint(arguments.run, checkpoint, run_config, config, arguments.in_turn)
+                    failed = evaluate_checkpoint(arguments.run, checkpoint, run_config, config, arguments.in_turn)
+                    code = max(code, failed)
             except Exception as error:
                 if not is_user_error(error):
                     raise
-                failed = True
+                code = 2
                 print(f"error: step {step}: {error}", file=sys.stderr, flush=True)
         if ended:
-            return 2 if failed else 0
+            return code
         time.sleep(POLL_SECONDS)
 
 
@@ -107,12 +108,13 @@ def to_do(run: Path, config: EvaluationConfig, steps: Sequence[int] | None, subm
 
 def evaluate_checkpoint(
     run: Path, checkpoint: Path, run_config: dict[str, Any], config: EvaluationConfig, in_turn: bool
-) -> None:
-    step = jobs.step_of(checkpoint)
+) -> int:
+    """The highest exit code of its suites."""
+    step, code = jobs.step_of(checkpoint), 0
     with jobs.alone_with(run, step, in_turn):
         suites = [suite for suite in config.suites if suite not in jobs.results_of(run, step)]
         if not suites:  # another process was faster
-            return
+            return code
         others = jobs.is_held(run, step)  # for an evaluation by the run's own suites, which this one need not be
         held = jobs.hold(run, checkpoint)
         for suite in suites:
@@ -120,13 +122,16 @@ def evaluate_checkpoint(
             if suite == "held_out":
                 figures = held_out_loss(held, run_config, config.windows)
             else:
-                figures = suite_figures(held, run_config, config, suite, run / jobs.FOLDER / f"{held.name}-{suite}")
+                out = run / jobs.FOLDER / f"{held.name}-{suite}"
+                figures, failed = suite_figures(held, run_config, config, suite, out)
+                code = max(code, failed)
             jobs.write_result(run, step, suite, figures)
             said = ", ".join(f"{key} {value:.4f}" for key, value in figures.items() if isinstance(value, float))
             print(f"step {step}: {suite} {said} ({time.monotonic() - began:.1f} s)", flush=True)
         own = build(EvaluationConfig, run_config.get("evaluation") or {}, "evaluation").suites
         if not others or not set(own) - set(jobs.results_of(run, step)):
             jobs.let_go(run, step)
+    return code
 
 
 def held_out_loss(checkpoint: Path, run_config: dict[str, Any], num_windows: int) -> dict[str, Any]:
@@ -144,8 +149,8 @@ def held_out_loss(checkpoint: Path, run_config: dict[str, Any], num_windows: int
 
 def suite_figures(
     checkpoint: Path, run_config: dict[str, Any], config: EvaluationConfig, suite: str, out: Path
-) -> dict[str, Any]:
-    """Perplexities by task and number of pairs, and scores; the whole report is in `out`."""
+) -> tuple[dict[str, Any], int]:
+    """Perplexities by task and number of pairs, and scores; the exit code. The whole report is in `out`."""
     options = {
         "--tokenizer": run_config.get("vqgan") or pretrained_names()[0],
         "--suite": suite,
@@ -155,9 +160,9 @@ def suite_figures(
         "--data": config.data,
     }
     given = [str(part) for pair in options.items() if pair[1] is not None for part in pair]
-    evaluate.main([str(checkpoint), *given])
+    code = evaluate.main([str(checkpoint), *given])
     report = read_json(out / "report.json")
     if suite == "demo":
         rows = report["tasks"] | ({"frames": report["frames"]} if "frames" in report else {})
-        return {name: {"perplexity": row["perplexity"], "score": row["model"]} for name, row in rows.items()}
-    return task_figures(report)
+        return {name: {"perplexity": row["perplexity"], "score": row["model"]} for name, row in rows.items()}, code
+    return figures_of(report), code

@@ -1,8 +1,9 @@
 """Write a run's newest checkpoint as a Hugging Face folder: lvm export RUN_OR_CHECKPOINT OUT [--dtype bfloat16]
 
 OUT holds config.json, generation_config.json, model.safetensors (above 5 GB several and their index), the tokenizer
-files of the visual vocabulary and a model card. transformers' AutoModelForCausalLM, vLLM and `LVM.from_pretrained` open
-it (docs/serving.md). Tensors of a run pass one by one, so a model of any size is exported in the memory of its largest.
+files of the visual vocabulary, a model card and training_data.json: which groups the training held out, for `lvm
+evaluate`. transformers' AutoModelForCausalLM, vLLM and `LVM.from_pretrained` open it (docs/serving.md). Tensors of a
+run pass one by one, so a model of any size is exported in the memory of its largest.
 
 RUN_OR_CHECKPOINT may be a model folder too, DeLVM's for one: a plain Llama comes out, which loads without its code.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 from lvm.interop.hugging_face import SHARD_BYTES, parameters_of, write_hugging_face
 from lvm.interop.model_card import Training
 from lvm.interop.padded_heads import pad_config, pad_tensor
+from lvm.interop.training_data import data_of_model
 from lvm.model import LVM, LVMConfig, hugging_face_name
 from lvm.runtime import UserError
 from lvm.runtime.checkpoint import load_tensors, read_state
@@ -40,14 +42,16 @@ def export(
     if out.exists():
         raise UserError(f"{out} exists; remove it or name another folder")
     of_a_run = (path / "checkpoints").is_dir() or not (path / "config.json").is_file()
-    config, tensor_of, training, stored = of_checkpoint(find_checkpoint(path)) if of_a_run else of_model(path)
+    source = find_checkpoint(path) if of_a_run else path
+    config, tensor_of, training, stored = of_checkpoint(source) if of_a_run else of_model(source)
+    data = data_of_model(source)
     dtype = dtype or stored
     if head_size is None:
-        write_hugging_face(out, config, tensor_of, dtype, shard_bytes, training)
+        write_hugging_face(out, config, tensor_of, dtype, shard_bytes, training, data)
         return config, dtype
     padded = pad_config(config, head_size)
     pad = lambda name: pad_tensor(name, tensor_of(name), config, head_size)
-    write_hugging_face(out, padded, pad, dtype, shard_bytes, training)
+    write_hugging_face(out, padded, pad, dtype, shard_bytes, training, data)
     return padded, dtype
 
 

@@ -4,11 +4,12 @@
     SourceItems    any source of files: folders, manifests, COCO, tars; queries are of held-out groups alone
     (suites/...)   layouts of public datasets
 
-`read(i, view)` gives every channel of one item as squares of one size. Items that share a view share what it stands
+`read(i, view)` gives the channels of one item as squares of one size. Items that share a view share what it stands
 for (a palette, a line colour).
 """
 
 import hashlib
+import sys
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 WORLD = "world_evaluated"  # configs/data/source: the embedded default
 MOST_KEPT = 96  # units read last, whose pictures are kept
 MAX_UNITS = 4000  # of a source of files that are looked at, in keyed order
+MOST_TOLD = 3  # pictures without an annotation, in one line
 
 
 class Annotated(Protocol):
@@ -128,7 +130,9 @@ class WorldItems:
         if self.kind == "turntable":  # one of its views
             shown = int(hash64(group_hash(self.ids[i]), 7) % np.uint64(turntables.NUM_VIEWS))
             turntable, drawn_of = self.world.turntable(unit - self._units.start), set(self.world.config.channels)
-            return turntables.view_channels(turntable, shown, self._size, drawn_of & set(wanted or drawn_of))
+            return turntables.view_channels(
+                turntable, shown, self._size, drawn_of if wanted is None else drawn_of & {*wanted}
+            )
         item = self.world.read(unit, self._size)[0]
         return {name: pictures[0] for name, pictures in item.channels.items()}
 
@@ -159,7 +163,8 @@ class _Found:
 
 class SourceItems:
     """Still pictures of a source. All units (at most `MAX_UNITS`) are read once to learn what there is; broken ones are
-    named in `broken`. Raises `UserError` where there is nothing to ask."""
+    named in `broken`. `unmatched`: a line for each that lacks an annotation that others beside it have, of which one
+    line on stderr tells. Raises `UserError` where there is nothing to ask."""
 
     def __init__(self, source: Source, size: int, kept_out: HeldOut, seed: int = 0, workers: int = 0):
         self.source, self.name, self._size, self._kept_out = source, source.name, size, kept_out
@@ -178,6 +183,11 @@ class SourceItems:
         self.labels = [names[f.label] if 0 <= f.label < len(names) else "" for f in self._found]
         every = {channel for found in self._found for own in found.views.values() for channel in own}
         self.channels = tuple(name for name in source.channels if name in every)
+        self.unmatched: list[str] = list(getattr(source, "unmatched", ()))
+        if self.unmatched:
+            first = "; ".join(self.unmatched[:MOST_TOLD])
+            number = f"{len(self.unmatched):,} pictures lack an annotation that others beside them have"
+            print(f"{self.name}: {number}, the first {first}", file=sys.stderr)
         self._kept = Remembered()
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ what it is worth: pairs of another task, pairs whose answers changed places, and
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,3 +87,11 @@ class Suite(Protocol):
 
     def over_all(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         """What is no mean over cases (an IoU of classes), of all rows of one task: keys of the task's report."""
+
+
+@runtime_checkable
+class BesidePublished(Protocol):
+    """A suite whose published columns are neither tasks nor measures says what of ours is comparable."""
+
+    def ours(self, tasks: Mapping[str, Any]) -> Mapping[str, float | None]:
+        """By published column, of the report's `tasks`; None where nothing comparable was asked."""

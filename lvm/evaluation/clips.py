@@ -38,6 +38,7 @@ Kind = Literal["clip", "turntable"]
 SHOWN = (1, 3, 7, 11, 15)  # frames, as in the paper's figure 7
 MOST_KEPT = 24  # clips read last, whose frames are kept
 PER_MILLE_LONG_ENOUGH = 500  # of the clips, for a number of frames to be asked
+DRAWN = "drawn at this size"  # in place of a resize, where nothing is made smaller
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,12 @@ def world_headers(world: WorldSource, kind: Kind) -> Iterator[Header]:
         return headers(world)
     frames = world.read(world.units(kind)[0], 16)[0].num_pictures
     return (Header(i, world.unit_id(i), world.unit_id(i), frames) for i in world.units(kind))
+
+
+def resize_of(source: Source, how: str) -> dict[str, str]:
+    """The settings that say which part of a picture is drawn, and how its pixels become fewer."""
+    resize = getattr(source, "resize", "none")
+    return {"resize": DRAWN} if resize == "none" else {"resize": resize, "filter": how}
 
 
 def frames_alone(world: WorldSource) -> WorldSource:
@@ -208,7 +215,7 @@ class ClipCases:
             "data": self.data.name,
             "data_fingerprint": self.data.fingerprint(),
             "size": self.data.size,
-            "resize": getattr(self.data.source, "resize", "drawn at this size"),
+            **resize_of(self.data.source, "bicubic"),
             "seed": self._seed,
             "held_out": self.data.kept_out,
             "clips": len(self.data),

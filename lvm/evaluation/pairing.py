@@ -11,6 +11,7 @@ Beside them answers that need no model: the query, the last pair's answer, the m
 answer of the pair whose input is nearest to the query.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from lvm.evaluation.cases import Picture
 
 THUMBNAIL = 16  # pixels a side, for the nearest pair
+MOST_NAMED = 8  # classes, in one line
 
 Choose = Literal["random", "nearest"]
 Order = Literal["random", "nearest_last", "nearest_first"]
@@ -138,11 +140,73 @@ class Episodes:
         label = labels[int(hash64(*self._keys, 5, number) % np.uint64(len(labels)))]
         return pick(pairs, np.array(self._holders[label], np.int64), (*self._keys, 6, number)).tolist()
 
+    def lacks_wrong_pairs(self) -> str:
+        """Why no query has pairs of another task, nor of another class; "" where one may."""
+        task, pairs = self.task, self.config.pairs
+        items = [i for own in self._holders.values() for i in own]
+        for other in tasks_of(self.data.channels):
+            held = sum(self.data.has(i, other.input) and self.data.has(i, other.output) for i in items)
+            if (other.input, other.output) != (task.input, task.output) and held >= pairs:
+                return ""
+        if not self._same_label:
+            return "none: the pictures have channels of no other task"
+        labels = [label for label, own in self._holders.items() if len(own) >= pairs]
+        if any(label != self._key(query) for label in labels for query in self.queries):
+            return ""
+        return "none: the pictures have channels of no other task, and pairs enough of no other class"
+
     def view(self, number: int, items: Sequence[int]) -> int:
         """One that all items of the sentence can be drawn under, above 0 where there is one."""
         common = set.intersection(*(set(self.data.views(i)) for i in items)) or {0}
         above = sorted(common - {0}) or [0]
         return above[int(hash64(*self._keys, 2, number) % np.uint64(len(above)))]
+
+
+def check_classes(
+    suite: str,
+    data: Annotated,
+    task: Task,
+    config: PairingConfig,
+    may_show: Callable[[int], bool] | None = None,
+) -> Mapping[str, str]:
+    """Where pairs are of the query's class: classes of which nothing is asked, and why; a line on stderr names them.
+    Raises `UserError` where no class is left."""
+    left_out = classes_left_out(data, task, config, may_show)
+    named = ", ".join(f"{label} ({why})" for label, why in list(left_out.items())[:MOST_NAMED])
+    named += f" and {len(left_out) - MOST_NAMED} more" if len(left_out) > MOST_NAMED else ""
+    number = len({label for label in data.labels if label})
+    if left_out and len(left_out) == number:
+        raise UserError(
+            f"{data.name} has no class to ask about ({task.input}, {task.output}): {named}; "
+            "give more pictures, fewer pairs, or hold out more"
+        )
+    if left_out:
+        print(f"{suite}: {len(left_out)} of {number} classes are not asked about: {named}", file=sys.stderr)
+    return left_out
+
+
+def classes_left_out(
+    data: Annotated, task: Task, config: PairingConfig, may_show: Callable[[int], bool] | None = None
+) -> dict[str, str]:
+    needed = config.pairs * config.ensemble
+    found = {}
+    for label, items in sorted(group_by(range(len(data)), lambda i: data.labels[i]).items()):
+        holders = [i for i in items if data.has(i, task.input) and data.has(i, task.output)]
+        asked = [i for i in holders if data.may_ask(i)]
+        shown = [i for i in holders if may_show is None or may_show(i)]
+        of_group = Counter(data.groups[i] for i in shown)
+        most = max((len(shown) - of_group[data.groups[i]] for i in asked), default=0)
+        if label and most < needed:
+            few = f"{most} other{'s' * (most != 1)} to show, {needed} wanted"
+            found[label] = few if asked else "none may be asked" if holders else f"no {task.output}"
+    return found
+
+
+def missing_controls(parts: "Sequence[PairCases]") -> dict[str, dict[str, str]]:
+    """Settings that say, by task, why a report has no control of wrong pairs; {} where it has."""
+    lacking = {episodes.task.name: episodes.lacks_wrong_pairs() for part in parts for episodes in part.episodes}
+    lacking = {name: why for name, why in lacking.items() if why}
+    return {WRONG_TASK: lacking} if lacking else {}
 
 
 def group_by(items: Sequence[int], key: Callable[[int], str]) -> dict[str, list[int]]:
@@ -176,7 +240,7 @@ def choose(episodes: Episodes, number: int, encode: Encode | None, wrong: Task |
         pool = pool[:needed]
     view = episodes.view(number, [query, *pool])
     asked = data.read(query, view)
-    if config.needs_codes:
+    if config.needs_codes and (len(pool) > needed or config.order != "random"):
         if encode is None:
             raise UserError("pairs are chosen by their codes; give the tokenizer")
         codes = encode([asked[task.input], *(data.read(i, view, (task.input,))[task.input] for i in pool)])

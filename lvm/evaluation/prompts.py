@@ -5,7 +5,7 @@ are paired. Which items stand in it is a function of (source, seed); none of the
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -229,8 +229,11 @@ def source_prompts(
     num_frames: int = NUM_FRAMES,
     max_units: int = 4000,
     workers: int = 2,
+    exclude_groups: Collection[str] = (),
+    broken: list[str] | None = None,
 ) -> tuple[list[PromptSet], ClipSet | None]:
-    """Sentences and clips of a source whose queries (and clips) are held out, and the pairs too where enough are.
+    """Sentences and clips of a source whose queries (and clips) are held out, and the pairs too where enough are: by
+    their groups' hash, or by name as `exclude_groups`. Units that cannot be read are left out and added to `broken`.
 
     Pictures with different annotations make different sets: first one of all pictures, for the channels that all have,
     then one for each annotation that only some have; a task is in the first set that allows it. At most `max_units`
@@ -242,8 +245,9 @@ def source_prompts(
     clips: list[Item] = []
     kept: Counter[tuple[Any, ...]] = Counter()
     order = pick(max_units, np.arange(len(source)), (seed, 5))
-    for _, items in _read(source, order.tolist(), vq.config.resolution, workers, skip_broken=True):
-        held = bool(held_out(np.asarray(group_hash(items[0].group), np.uint64), held_out_per_mille))
+    for _, items in _read(source, order.tolist(), vq.config.resolution, workers, [] if broken is None else broken):
+        hashed = np.asarray(group_hash(items[0].group), np.uint64)
+        held = items[0].group in exclude_groups or bool(held_out(hashed, held_out_per_mille))
         if items[0].num_pictures > 1:
             clips.extend(items[:1] if held else [])
             continue
@@ -304,11 +308,13 @@ def _pictures(items: Sequence[Item]) -> dict[str, Any]:
 
 
 def _read(
-    source: Any, units: Sequence[int], size: int, workers: int, skip_broken: bool = False
+    source: Any, units: Sequence[int], size: int, workers: int, broken: list[str] | None = None
 ) -> Iterator[tuple[int, list[Item]]]:
+    """What cannot be read is added to `broken`; without such a list it raises `UserError`."""
     for unit, items in read_units(source, units, size, workers=workers):
         if isinstance(items, BrokenItem):
-            if skip_broken:
-                continue
-            raise UserError(f"{items}; mend or remove it")
+            if broken is None:
+                raise UserError(f"{items}; mend or remove it")
+            broken.append(str(items))
+            continue
         yield unit, items

@@ -5,6 +5,7 @@ of prompt, the truth as the tokenizer can draw it, and the truth. Nothing is kep
 prompt is `suite.case(i)` again, the answers are the codes in the row.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from lvm.evaluation.ask import repaint
 from lvm.evaluation.cases import CEILING, CONTROLS, ENSEMBLE, RIGHT, Case, Measure, Suite
 from lvm.inference.prompter import Prompter
 from lvm.runtime.page import number
+from lvm.sources.base import BrokenItem
 
 if TYPE_CHECKING:
     from lvm.evaluation.cases import Picture
@@ -40,16 +42,19 @@ class Strip:
 
 
 def draw_strips(suite: Suite, rows: Sequence[Row], prompter: Prompter) -> list[Strip]:
-    """Of each task in the order of `rows`; those that failed are left out."""
+    """Of each task in the order of `rows`; those that failed are left out, and what can be read no more."""
     tasks: dict[str, list[Row]] = {}
     for row in rows:
         if "failed" not in row:
             tasks.setdefault(row["task"], []).append(row)
-    return [
-        draw_strip(suite, row, f"{place} of {len(found)}", prompter)
-        for found in tasks.values()
-        for place, row in chosen(found, suite.measures)
-    ]
+    strips = []
+    for task, found in tasks.items():
+        for place, row in chosen(found, suite.measures):
+            try:
+                strips.append(draw_strip(suite, row, f"{place} of {len(found)}", prompter))
+            except BrokenItem as error:
+                print(f"{task}: the {place} case, {row['id']}, is not on the page: {error}", file=sys.stderr)
+    return strips
 
 
 def shown_condition(row: Row) -> str:

@@ -33,6 +33,7 @@ Report = Mapping[str, Any]
 Task = Mapping[str, Any]  # of the report
 Interval = Mapping[str, Any]
 
+PER_ANSWER = "perplexity, mean over answers"
 MOST_BYTES = 1_100_000  # of all pictures, before base64 makes a third more of them
 # Pixels a side and quality, tried in turn until the pictures are within `MOST_BYTES`; the first is exact.
 ENCODINGS = ((160, None), (160, 95), (160, 85), (112, 80), (80, 75), (56, 70), (40, 60))
@@ -71,9 +72,10 @@ def suite_page(report: Report, strips: Sequence[Strip]) -> str:
         ),
         section(
             "Scores",
-            "Mean and 95% bootstrap interval over cases. right − it: the paired difference over the same cases, bold "
-            "where the right prompt is better and the interval beyond 0, red where it is worse. nats: by how much the "
-            "truth is more likely after the right prompt. No correction is made for the number of intervals.",
+            "Mean and 95% bootstrap interval over cases, those of one query drawn together. right − it: the paired "
+            "difference over the same cases, bold where the right prompt is better and the interval beyond 0, red "
+            "where it is worse. nats: by how much the truth is more likely after the right prompt. No correction is "
+            "made for the number of intervals.",
             *(f"<h3>{escape(title_of(name))}</h3>{task_table(row, measures)}" for name, row in tasks.items()),
         ),
         section("Over all cases of a task", "What is no mean over cases.", over_all(tasks)),
@@ -122,6 +124,8 @@ def interval(value: Interval | None, signed: bool = False) -> str:
         return "–"
     mean = number(float(value["mean"]))
     plus = "+" if signed and value["mean"] > 0 else ""
+    if value.get("low") is None or value.get("high") is None:
+        return plus + mean
     return f"{plus}{mean} [{number(float(value['low']))}, {number(float(value['high']))}]"
 
 
@@ -202,9 +206,15 @@ def dots(row: Task) -> Iterator[charts.Dot]:
     found = {**row["conditions"], **row["baselines"]}
     for name, colour in COLOURS.items():
         given = found.get(name, {})
-        value = given.get(row["measure"]) if row["measure"] else {"mean": given.get("perplexity")}
+        value = given.get(row["measure"]) if row["measure"] else perplexity_of(row, name)
         if value and value["mean"] is not None:
             yield charts.Dot(name.replace("_", " "), value["mean"], colour, value.get("low"), value.get("high"))
+
+
+def perplexity_of(row: Task, condition: str, average: str = "perplexity") -> Interval:
+    """With its interval, or as `per_answer_perplexity`; of a baseline nothing."""
+    known = row.get("perplexity_intervals", {}).get(condition, {})
+    return known.get(average) or {"mean": row["conditions"].get(condition, {}).get(average)}
 
 
 def numbers_of(row: Task) -> dict[str, Mapping[str, Any]]:
@@ -237,11 +247,16 @@ def curves(report: Report) -> str:
 
 def task_table(row: Task, measures: Sequence[Mapping[str, Any]]) -> str:
     """A line for each kind of prompt and each baseline; columns that nothing fills are left out."""
-    lines = [(name, found, row["controls"].get(name, {})) for name, found in in_order(row["conditions"])]
+    averages = ("perplexity", "per_answer_perplexity")
+    lines = [
+        (name, {**found, **{key: perplexity_of(row, name, key) for key in averages}}, row["controls"].get(name, {}))
+        for name, found in in_order(row["conditions"])
+    ]
     over = {name: given for name, given in row["over_baselines"].items() if name != CEILING}
     lines += [(name, found, over.get(name, {})) for name, found in row["baselines"].items()]
     columns: list[tuple[str, Callable[[Any, Any], Any]]] = [
-        ("perplexity", lambda found, over: number(found.get("perplexity"))),
+        ("perplexity", lambda found, over: interval(found.get("perplexity"))),
+        (PER_ANSWER, lambda found, over: interval(found.get("per_answer_perplexity"))),
         ("first code", lambda found, over: number(found.get("first_token"))),
         ("nats", lambda found, over: beyond(over.get("nats"))),
     ]
@@ -355,7 +370,11 @@ def published(report: Report) -> str:
 
 
 def our_score(report: Report, key: str) -> float | None:
-    """What we have under the name of a published column: a task, or a measure or figure as the mean over tasks."""
+    """What stands in a published column: what the suite says is comparable; else what we have under its name, a task,
+    or a measure or figure as the mean over tasks."""
+    if key in (known := report.get("ours", {})):
+        given: float | None = known[key]
+        return given
     tasks = report["tasks"]
     if key in tasks:
         return main_score(tasks[key])
@@ -371,7 +390,8 @@ def measure_table(measures: Sequence[Mapping[str, Any]]) -> str:
             "",
             ("exp of the mean NLL of all codes of the true answers, over the whole softmax", "text"),
         ],
-        ["first code", "lower", "", ("the same of the first code of each answer alone", "text")],
+        [PER_ANSWER, "lower", "", ("of each answer's own perplexity, as published", "text")],
+        ["first code", "lower", "", ("the perplexity of the first code of each answer alone", "text")],
     ]
     lines = [
         [m["name"], "higher" if m["higher_is_better"] else "lower", m["unit"], (m["about"], "text")] for m in measures

@@ -1,28 +1,33 @@
 """Rows of cases to the report of a suite: means with intervals, paired differences, what the controls say.
 
     {"suite", "title", "items", "failed": [...], "unreadable": [...], "settings", "measures", "published",
+     "ours": {column of the published rows: number},   where a suite says what is comparable
      "tasks": {task: {
         "items", "measure",
         "conditions": {condition: {measure: interval, "perplexity", "per_answer_perplexity", "first_token", ...}},
+        "perplexity_intervals": {condition: {"perplexity": interval, "per_answer_perplexity": interval}},
         "baselines":  {name: {measure: interval}},
         "controls":   {control: {"nats": interval, measure: interval}},   differences, see below
         "over_baselines": {name: {measure: interval}}}}}
 
 Differences are right minus control and right minus baseline; of nats control minus right, so that above 0 the pairs
 are worth something. An interval is {"mean", "low", "high"}: 95%, bootstrapped over cases (for differences over those of
-the same case).
+the same case); cases of one query are drawn together.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lvm.evaluation.bootstrap import bootstrap_mean
-from lvm.evaluation.cases import CONTROLS, RIGHT, Measure, Suite
+from lvm.evaluation.cases import CONTROLS, RIGHT, BesidePublished, Measure, Suite
 
 Row = Mapping[str, Any]
-OF_A_TASK = {"items", "measure", "conditions", "baselines", "controls", "over_baselines"}  # keys; others a suite adds
+OF_A_TASK = {  # keys; others a suite adds
+    "items", "measure", "conditions", "perplexity_intervals", "baselines", "controls", "over_baselines",
+}  # fmt: skip
 
 
 def summarise(suite: Suite, rows: Sequence[Row], seed: int = 0) -> dict[str, Any]:
@@ -32,6 +37,7 @@ def summarise(suite: Suite, rows: Sequence[Row], seed: int = 0) -> dict[str, Any
     for row in rows:
         if "failed" not in row:
             tasks.setdefault(row["task"], []).append(row)
+    found = {name: {**summarise_task(suite.measures, of, seed), **suite.over_all(of)} for name, of in tasks.items()}
     return {
         "suite": suite.name,
         "title": suite.title,
@@ -41,10 +47,8 @@ def summarise(suite: Suite, rows: Sequence[Row], seed: int = 0) -> dict[str, Any
         "settings": dict(suite.settings),
         "measures": [vars(measure) for measure in suite.measures],
         "published": [vars(row) | {"scores": dict(row.scores)} for row in suite.published],
-        "tasks": {
-            name: {**summarise_task(suite.measures, found, seed), **suite.over_all(found)}
-            for name, found in tasks.items()
-        },
+        "ours": dict(suite.ours(found)) if isinstance(suite, BesidePublished) else {},
+        "tasks": found,
     }
 
 
@@ -56,18 +60,24 @@ def summarise_task(measures: Sequence[Measure], rows: Sequence[Row], seed: int) 
     score = lambda of, name: values(rows, lambda row: of(row).get("scores", {}).get(name))
     baseline = lambda kind, name: values(rows, lambda row: row["baselines"].get(kind, {}).get(name))
     nats = lambda of: values(rows, lambda row: of(row).get("nll"))
+    asked = query_ids(rows)
     found: dict[str, Any] = {
         "items": len(rows),
         "measure": names[0] if names else None,
         "conditions": {
             condition: {
                 **likelihoods(rows, of),
-                **{name: interval(score(of, name), seed) for name in names if given(score(of, name))},
+                **{name: interval(score(of, name), seed, asked) for name in names if given(score(of, name))},
             }
             for condition, of in under.items()
         },
+        "perplexity_intervals": {
+            condition: intervals
+            for condition, of in under.items()
+            if (intervals := perplexity_intervals(rows, of, seed, asked))
+        },
         "baselines": {
-            kind: {name: interval(baseline(kind, name), seed) for name in names if given(baseline(kind, name))}
+            kind: {name: interval(baseline(kind, name), seed, asked) for name in names if given(baseline(kind, name))}
             for kind in baselines
         },
         "controls": {},
@@ -78,16 +88,16 @@ def summarise_task(measures: Sequence[Measure], rows: Sequence[Row], seed: int) 
     right = under[RIGHT]
     for control in (name for name in CONTROLS if name in under):
         found["controls"][control] = {
-            "nats": interval(nats(under[control]) - nats(right), seed),
+            "nats": interval(nats(under[control]) - nats(right), seed, asked),
             **{
-                name: interval(score(right, name) - score(under[control], name), seed)
+                name: interval(score(right, name) - score(under[control], name), seed, asked)
                 for name in names
                 if given(score(right, name))
             },
         }
     for kind in baselines:
         found["over_baselines"][kind] = {
-            name: interval(score(right, name) - baseline(kind, name), seed)
+            name: interval(score(right, name) - baseline(kind, name), seed, asked)
             for name in names
             if given(score(right, name))
         }
@@ -110,6 +120,29 @@ def likelihoods(rows: Sequence[Row], of: Callable[[Row], Mapping[str, Any]]) -> 
     return found
 
 
+def perplexity_intervals(
+    rows: Sequence[Row], of: Callable[[Row], Mapping[str, Any]], seed: int, asked: Sequence[str]
+) -> dict[str, Any]:
+    """Of the perplexities that `likelihoods` gives; {} where no row has a likelihood."""
+    nll, tokens = values(rows, lambda row: of(row).get("nll")), values(rows, lambda row: of(row).get("tokens"))
+    if not given(nll):
+        return {}
+    with np.errstate(over="ignore", invalid="ignore"):
+        nats = bootstrap_mean(nll / tokens, seed, weights=tokens, queries=asked)  # of a token
+        return {
+            "perplexity": {key: finite(np.exp(value)) for key, value in nats.items()}
+            | {"items": int((~np.isnan(nll)).sum())},
+            "per_answer_perplexity": interval(np.exp(nll / tokens), seed, asked),
+        }
+
+
+def query_ids(rows: Sequence[Row]) -> list[str]:
+    """The query of each row of a task: of `x#1`, which asks x again after other pairs, x."""
+    ids = {row["id"] for row in rows}
+    first = [re.sub(r"#\d+$", "", row["id"]) for row in rows]
+    return [query if query in ids else row["id"] for query, row in zip(first, rows)]
+
+
 def values(rows: Sequence[Row], of: Callable[[Row], Any]) -> np.ndarray:
     return np.array([np.nan if (value := of(row)) is None else value for row in rows], np.float64)
 
@@ -118,8 +151,9 @@ def given(found: np.ndarray) -> bool:
     return bool((~np.isnan(found)).any())
 
 
-def interval(found: np.ndarray, seed: int) -> dict[str, Any]:
-    return {key: finite(value) for key, value in bootstrap_mean(found, seed).items()} | {
+def interval(found: np.ndarray, seed: int, queries: Sequence[str] | None = None) -> dict[str, Any]:
+    """`queries`: of each value, those of one are drawn together."""
+    return {key: finite(value) for key, value in bootstrap_mean(found, seed, queries=queries).items()} | {
         "items": int((~np.isnan(found)).sum())
     }
 

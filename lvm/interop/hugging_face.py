@@ -1,7 +1,7 @@
 """A Hugging Face folder written with one tensor in memory at a time, complete or absent.
 
 config.json, generation_config.json, the safetensors (above 5 GB several and their index), the files of the visual
-vocabulary and a model card.
+vocabulary, a model card, and training_data.json where it is known.
 """
 
 import json
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lvm.interop.model_card import Training, model_card
+from lvm.interop.training_data import TrainingData
 from lvm.interop.visual_vocabulary import write_vocabulary
 from lvm.model import LVM, LVMConfig, config_to_hugging_face, generation_to_hugging_face, hugging_face_name
 from lvm.runtime import UserError, atomic_folder, atomic_write, write_json
@@ -35,6 +36,7 @@ def write_hugging_face(
     dtype: torch.dtype = torch.float32,
     shard_bytes: int = SHARD_BYTES,
     training: Training | None = None,
+    data: TrainingData | None = None,
 ) -> None:
     """Write the new folder `out`; `tensor_of` is asked for each tensor by its name there. Raises `UserError`."""
     if out.exists():
@@ -52,6 +54,8 @@ def write_hugging_face(
         write_vocabulary(folder, config)
         stored = str(dtype).removeprefix("torch.")
         atomic_write(folder / "README.md", model_card(config, stored, training))
+        if data:
+            data.save(folder)
         write_json(folder / "generation_config.json", generation_to_hugging_face(config))
         write_json(folder / "config.json", config_to_hugging_face(config, stored))
 

@@ -9,12 +9,15 @@ import time
 import types
 
 import pytest
+from PIL import Image
+from tiny_prompter import pictures
 from tiny_runs import tiny_run, tiny_tokenizer
 
 from lvm.cluster.evaluation_jobs import EvaluationConfig, evaluations, hold, outside_this_job, waiting, write_result
 from lvm.commands import evaluate, evaluate_checkpoints, train
-from lvm.runtime import UserError, read_json
+from lvm.runtime import UserError, read_json, write_json
 from lvm.runtime.checkpoint import list_checkpoints
+from lvm.runtime.hashing import group_hash
 from lvm.runtime.metrics import MetricsLog, read_metrics
 
 
@@ -82,6 +85,23 @@ def test_another_suite_is_added_to_what_is_there(run):
     assert set(found) == {"held_out", "perplexity"}
     assert all(row["perplexity"]["0"] > 1 for row in found["perplexity"].values()) and len(found["perplexity"]) > 3
     assert (run / "evaluations" / "step-00000004-perplexity" / "report.html").is_file()
+
+
+def test_files_that_cannot_be_read_are_in_the_exit_code_of_their_checkpoint(run, tmp_path, capsys):
+    names = [name for name in map("p{}".format, range(200)) if group_hash(name) % 1000 < 150]  # as the run holds out
+    for name, picture in zip(names, pictures(len(names), 16)):
+        for channel, pixels in (("images", picture), ("depths", picture[..., 0])):
+            (tmp_path / "photos" / channel).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "photos" / channel / f"{name}.png")
+    config = read_json(run / "config.json")
+    config["evaluation"]["data"] = str(tmp_path / "photos")
+    write_json(run / "config.json", config)
+    words = [str(run), "--suites", "perplexity", "--targets", "2", "--steps"]
+    assert evaluate_checkpoints.main([*words, "2"]) == 0
+    (tmp_path / "photos" / "images" / f"{names[0]}.png").write_bytes(b"")
+    assert evaluate_checkpoints.main([*words, "4"]) == 1
+    assert f"images/{names[0]}.png: " in capsys.readouterr().err
+    assert [row["step"] for row in read_metrics(run / "metrics") if "evaluation" in row] == [2, 4]
 
 
 def test_a_checkpoint_that_waits_for_the_runs_own_suites_is_kept_by_an_evaluation_of_others(run):

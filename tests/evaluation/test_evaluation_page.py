@@ -17,7 +17,9 @@ from small_voc import write_voc
 from tiny_prompter import TOKENS, small_model, small_vqgan, write_lines
 
 from lvm.commands.evaluate import main
+from lvm.evaluation.annotated import HeldOut
 from lvm.evaluation.cases import CONTROLS
+from lvm.evaluation.datasets.keypoint_lines import KeypointLines
 from lvm.evaluation.suites import SUITES, opening
 from lvm.runtime import UserError
 from lvm.runtime.files import read_json
@@ -78,10 +80,11 @@ def write_keypoints(file: Path) -> None:
 
 
 def write_raven(folder: Path) -> None:
-    (folder / "center_single").mkdir(parents=True)
-    for k in range(7):
-        panels = RNG.integers(0, 256, (16, 160, 160)).astype(np.uint8)
-        np.savez(folder / "center_single" / f"RAVEN_{k}_test.npz", image=panels, target=np.int64(k))
+    for kind in ("center_single", "distribute_four"):
+        (folder / kind).mkdir(parents=True)
+        for k in range(7):
+            panels = RNG.integers(0, 256, (16, 160, 160)).astype(np.uint8)
+            np.savez(folder / kind / f"RAVEN_{k}_test.npz", image=panels, target=np.int64(k))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +123,7 @@ def test_a_shown_evaluation_runs(words, home, monkeypatch, tmp_path):
     for name in SUITES if "all" in words else [""]:
         report = read_json(tmp_path / "out" / name / "report.json")
         for task, row in report["tasks"].items():
-            assert set(row["controls"]) >= {"shuffled", "none"}, (name, task)
+            assert set(row["controls"]) == set(CONTROLS), (name, task)
         assert not report["failed"] and not report["unreadable"]
 
 
@@ -140,6 +143,85 @@ def test_the_suite_of_the_page_runs_with_controls_and_baselines(home, monkeypatc
     assert set(row["controls"]) == set(CONTROLS)
     assert {"copy_query", "nearest_pair", "tokenizer_ceiling"} <= set(row["baselines"])
     assert row["conditions"]["right"]["psnr"]["mean"] > 0
+
+
+@pytest.mark.parametrize("suite", ["pascal5i", "detection", "colorization", "perplexity", "context"])
+def test_every_published_row_is_on_the_page(suite):
+    text = PAGE.read_text()
+    rows = importlib.import_module(f"lvm.evaluation.suites.{suite}").PUBLISHED
+    assert rows
+    for row in rows:
+        name = row.name if suite not in ("perplexity", "context") else row.name.removeprefix("LVM").strip()
+        scale, digits = (100, 2) if suite in ("pascal5i", "detection") else (1, 2 if suite == "colorization" else 1)
+        numbers = ", ".join(f"{scale * score:.{digits}f}" for score in row.scores.values())
+        assert f"{name} {numbers}" in text, row.name
+
+
+# MATLAB files: what SciPy would read of them.
+
+
+def snippet(word: str) -> str:
+    """The page's Python that has the word."""
+    (found,) = (text for text in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S) if word in text)
+    return found
+
+
+def run_with_matlab_files(text: str, contents: dict, monkeypatch) -> None:
+    scipy = types.ModuleType("scipy")
+    scipy.io = types.ModuleType("scipy.io")
+    scipy.io.loadmat = lambda file, **how: contents[Path(file).stem]
+    monkeypatch.setitem(sys.modules, "scipy", scipy)
+    monkeypatch.setitem(sys.modules, "scipy.io", scipy.io)
+    exec(text, {})
+
+
+def test_the_masks_of_sbd_become_pictures_beside_those_of_voc(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    sbd, own = Path("benchmark_RELEASE/dataset/cls"), Path("SegmentationClass")
+    for folder in (sbd, own):
+        folder.mkdir(parents=True)
+    contents = {}
+    for name, value in (("both", 3), ("sbd", 7)):
+        (sbd / f"{name}.mat").touch()
+        mask = np.full((4, 6), value, np.uint8)
+        contents[name] = {"GTcls": types.SimpleNamespace(Segmentation=mask)}
+    Image.fromarray(np.full((4, 6), 255, np.uint8)).save(own / "both.png")
+    run_with_matlab_files(snippet("GTcls"), contents, monkeypatch)
+    found = {file.stem: np.asarray(Image.open(file)) for file in Path("SegmentationClassAug").iterdir()}
+    assert {name: (mask.shape, mask.max()) for name, mask in found.items()} == {
+        "both": ((4, 6), 255),
+        "sbd": ((4, 6), 7),
+    }
+
+
+def test_of_pascal_3d_only_whole_objects_of_the_val_list_become_lines(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    lists = Path("PASCAL/VOCdevkit/VOC2012/ImageSets/Main")
+    for folder in (lists, Path("Annotations/car_pascal"), Path("Images/car_pascal")):
+        folder.mkdir(parents=True)
+    (lists / "val.txt").write_text("one\ntwo\n")
+    seen = types.SimpleNamespace(location=np.array([11.0, 5.0]), status=1)
+    hidden = types.SimpleNamespace(location=np.array([]), status=2)
+    anchors = types.SimpleNamespace(_fieldnames=["wheel", "lamp"], wheel=seen, lamp=hidden)
+
+    def thing(**change) -> types.SimpleNamespace:
+        given = {"class": "car", "bbox": np.array([1.0, 1, 30, 25]), "anchors": anchors}
+        given |= {"occluded": 0, "truncated": 0, "difficult": np.array([])}  # empty where nobody said so
+        return types.SimpleNamespace(**given | change)
+
+    others = [thing(occluded=1), thing(truncated=1), thing(difficult=1), thing(anchors=np.array([]))]
+    objects = {"one": thing(), "two": np.array([*others, thing()], object), "train": thing()}
+    contents = {}
+    for name, found in objects.items():
+        Path(f"Annotations/car_pascal/{name}.mat").touch()
+        noise().save(f"Images/car_pascal/{name}.jpg")
+        contents[name] = {"record": types.SimpleNamespace(filename=f"{name}.jpg", objects=found)}
+    run_with_matlab_files(snippet("anchors"), contents, monkeypatch)
+    lines = KeypointLines(Path("val.jsonl"), 16, HeldOut())
+    assert lines.groups == ["Images/car_pascal/one.jpg", "Images/car_pascal/two.jpg"]
+    assert {"image", "keypoints"} <= set(lines.read(0, 0)) and lines.labels == ["car", "car"]
+    assert lines.lines[0].box == (0, 0, 29, 24)
+    np.testing.assert_array_equal(lines.lines[0].points, [[np.nan, np.nan], [10, 4]])
 
 
 def test_every_suite_and_every_option_is_on_the_page():

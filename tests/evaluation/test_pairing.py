@@ -7,7 +7,7 @@ import pytest
 
 from lvm.evaluation.annotated import HeldOut, SourceItems, WorldItems
 from lvm.evaluation.cases import CONTROLS, ENSEMBLE, NONE, RIGHT, SHUFFLED, WRONG_TASK
-from lvm.evaluation.pairing import PairCases, PairingConfig, jaccard, thumbnail
+from lvm.evaluation.pairing import PairCases, PairingConfig, jaccard, missing_controls, thumbnail
 from lvm.evaluation.tasks import Task, tasks_of
 from lvm.runtime import UserError
 from lvm.runtime.hashing import group_hash, held_out
@@ -201,3 +201,10 @@ def test_controls_are_left_out_where_the_data_have_no_other_task():
     data = Squares()
     data.channels = ("image", "out")  # type: ignore[assignment]
     assert set(cases(data).case(0).prompts) == {RIGHT, SHUFFLED, NONE} and WRONG_TASK in cases().case(0).prompts
+    assert missing_controls([cases(data)]) == {WRONG_TASK: {"out": "none: the pictures have channels of no other task"}}
+    assert missing_controls([cases()]) == {}
+    of_one_class = cases(data, same_label=True)
+    assert WRONG_TASK in of_one_class.case(0).prompts and missing_controls([of_one_class]) == {}
+    data.labels = ["a"] * len(data)
+    (why,) = missing_controls([cases(data, same_label=True)])[WRONG_TASK].values()
+    assert why.endswith("of no other task, and pairs enough of no other class")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_clips import write_clips
 from suite_runs import save_prompter
-from tiny_prompter import SIZE
+from tiny_prompter import SIZE, TOKENS
 
 from lvm.commands.evaluate import main
 from lvm.evaluation.suites.base import Context
@@ -48,10 +48,13 @@ def test_perplexity_by_frames_is_of_the_same_targets(asked):
     task = report["tasks"]["next_frame"]
     assert code == 0 and report["items"] == task["targets"] == 30 and report["published"][0]["scores"]["7"] == 49.8
     assert set(task["perplexity"]) == {"1", "2", "5", "wrong"} and report["settings"]["shown"] == [1, 2, 5]
-    for frames, condition in {"1": "none", "2": "2", "5": "right", "wrong": "wrong_task"}.items():
-        nll = np.array([row["conditions"][condition]["nll"] for row in rows]) / 16
-        np.testing.assert_allclose(task["perplexity"][frames], np.exp(nll.mean()))
-        np.testing.assert_allclose(task["per_answer_perplexity"][frames], np.exp(nll).mean())
+    assert set(task["without_bos"]["perplexity"]) == {"1", "2", "5"}
+    for found, suffix in ((task, ""), (task["without_bos"], "_without_bos")):
+        for frames, condition in {"1": "none", "2": "2", "5": "right", "wrong": "wrong_task"}.items():
+            if frames in found["perplexity"]:
+                nll = np.array([row["conditions"][condition + suffix]["nll"] for row in rows]) / 16
+                np.testing.assert_allclose(found["perplexity"][frames], np.exp(nll.mean()))
+                np.testing.assert_allclose(found["per_answer_perplexity"][frames], np.exp(nll).mean())
     nats = {name: np.array([row["conditions"][name]["nll"] for row in rows]) for name in ("none", "2", "right")}
     np.testing.assert_allclose(task["saved_nats"]["2"]["mean"], (nats["none"] - nats["2"]).mean())
     np.testing.assert_allclose(task["saved_nats"]["5"]["mean"], (nats["none"] - nats["right"]).mean())
@@ -68,11 +71,26 @@ def test_likelihoods_are_those_of_one_pass_over_the_prompt_and_the_target(folder
         assert set(case.prompts) == set(row["conditions"]) and case.id == row["id"]
         for condition, shown in case.prompts.items():
             codes = prompter.encode(np.stack([*shown.pictures, *case.truth])).reshape(-1)
-            bos = [] if condition == "right_without_bos" else [prompter.model.config.bos]
+            bos = [] if condition.endswith("_without_bos") else [prompter.model.config.bos]
             tokens = torch.tensor([[*bos, *codes.tolist()]])
             with torch.no_grad():
                 nll = prompter.model.nll(tokens)[0, -16:].double().sum().item()
             assert row["conditions"][condition]["nll"] == pytest.approx(nll, abs=1e-2), condition
+
+
+def test_figure_7s_columns_of_ours_are_filled_without_bos_by_a_default_run(tmp_path):
+    save_prompter(tmp_path, max_position=TOKENS * 16)
+    (tmp_path / "world.yaml").write_text(WORLD.replace("60", "400").replace("num_frames: 6", "num_frames: 16"))
+    code, report, rows = run(tmp_path, tmp_path / "out", tmp_path / "world.yaml", "--targets", "8")
+    assert code == 0 and len(rows) == report["items"] > 1 and set(report["ours"]) == set(PUBLISHED[0].scores)
+    conditions = {"1": "none", "3": "3", "7": "7", "11": "11", "15": "right"}
+    for frames, ours in report["ours"].items():
+        nll = np.array([row["conditions"][f"{conditions[frames]}_without_bos"]["nll"] for row in rows])
+        assert ours == pytest.approx(np.exp(nll / TOKENS).mean())
+    line = (tmp_path / "out" / "report.html").read_text().partition("this model</td>")[2].partition("</tr>")[0]
+    assert line.count("<td") == 6 and "–" not in line
+    caveat = report["published"][0]["caveat"]
+    assert "no BOS" in caveat and "as many frames" in caveat and "the same average" in caveat
 
 
 def test_folders_of_frames_and_models_of_other_contexts(folder, tmp_path):

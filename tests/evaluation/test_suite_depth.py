@@ -1,5 +1,6 @@
 """depth: truth in the files' unit whatever was drawn, MiDaS' alignment, NYU Depth v2 in miniature, whole runs."""
 
+import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -131,7 +132,7 @@ def test_depth_of_eight_bits_needs_the_range_it_was_drawn_in(tmp_path):
         Image.fromarray(depth.draw(values, 900, 5000)).save(file)
     everything = {"kept_out": HeldOut(1000)}
     with pytest.raises(UserError, match=r"8 bits.*near= and far="):
-        suite_of(tmp_path / "room", **everything).case(0)
+        suite_of(tmp_path / "room", **everything)
     suite = suite_of(tmp_path / "room", "near=900", "far=5000", **everything)
     case = suite.case(0)
     assert suite.judge(case, case.truth)["abs_rel"] == pytest.approx(0, abs=1e-6)
@@ -147,13 +148,93 @@ def raw_mm(id: str) -> np.ndarray:
 
 def test_near_and_far_are_refused_where_they_would_change_nothing(tmp_path):
     write_pictures(tmp_path / "room")
-    with pytest.raises(UserError, match="16 bits; say depth_near"):
-        suite_of(tmp_path / "room", "near=1", "far=9", kept_out=HeldOut(1000)).case(0)
+    with pytest.raises(UserError, match="16 bits, which near and far do not scale; say depth_near"):
+        suite_of(tmp_path / "room", "near=1", "far=9", kept_out=HeldOut(1000))
     with pytest.raises(UserError, match="world's own"):
         suite_of(None, "near=1", "far=9")
     for options, message in ((("near=1",), "together"), (("near=4", "far=2"), "smaller first")):
         with pytest.raises(UserError, match=message):
             suite_of(None, *options)
+
+
+def to_eight_bits(file: Path) -> None:
+    Image.fromarray(depth.draw(np.asarray(Image.open(file)).astype(np.float32), 900, 5000)).save(file)
+
+
+def test_depth_of_one_wrong_kind_is_refused_before_anything_is_written(tmp_path, saved_prompter):
+    write_pictures(tmp_path / "room")
+    for file in (tmp_path / "room" / "depth").iterdir():
+        to_eight_bits(file)
+    words = ["--data", str(tmp_path / "room"), "--held-out", "1000", "--targets", "2"]
+    with pytest.raises(UserError, match=r"8 bits.*near= and far="):
+        run(saved_prompter, tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()
+    code, report = run(saved_prompter, tmp_path / "out", *words, "near=900", "far=5000")  # as the line says
+    assert code == 0 and report["settings"]["one_range"]
+
+
+def test_each_source_of_a_collection_is_probed(tmp_path):
+    for name in ("deep", "shallow"):
+        write_pictures(tmp_path / name)
+    for file in (tmp_path / "shallow" / "depth").iterdir():
+        to_eight_bits(file)
+    sources = "".join(f"  {name}: {{kind: pictures, path: {tmp_path / name}}}\n" for name in ("deep", "shallow"))
+    (tmp_path / "both.yaml").write_text(f"kind: collection\nsources:\n{sources}")
+    with pytest.raises(UserError, match=r"shallow/depth/000\d.png has 8 bits"):
+        suite_of(tmp_path / "both.yaml", kept_out=HeldOut(1000))
+
+
+def test_one_file_of_eight_bits_among_others_of_sixteen_fails_its_case_alone(tmp_path, saved_prompter, capsys):
+    write_pictures(tmp_path / "room")
+    wrong = tmp_path / "room" / "depth" / "0001.png"
+    deep = wrong.read_bytes()
+    to_eight_bits(wrong)
+    words = ["--data", str(tmp_path / "room"), "--held-out", "1000", "--targets", "8"]
+    code, report = run(saved_prompter, tmp_path / "out", *words)
+    assert code == 1 and [Path(row["file"]).name for row in report["failed"]] == ["0001.png"]
+    assert report["tasks"]["depth"]["items"] == 7 and "has 8 bits, which say no distances" in capsys.readouterr().err
+    wrong.write_bytes(deep)
+    code, report = run(saved_prompter, tmp_path / "out", *words)
+    assert code == 0 and report["tasks"]["depth"]["items"] == 8
+
+
+def test_data_without_depth_are_told_what_is_expected(tmp_path):
+    write_pictures(tmp_path / "room")
+    remove_depth(tmp_path / "room")
+    with pytest.raises(
+        UserError, match=r"room has no depth \(channels: image,.*expected images/NAME.jpg.*test.txt"
+    ) as e:
+        suite_of(tmp_path / "room", kept_out=HeldOut(1000))
+    assert "\n" not in str(e.value)
+
+
+def test_a_report_says_why_it_has_no_pairs_of_another_task(tmp_path):
+    write_pictures(tmp_path / "room")
+    (tmp_path / "room.yaml").write_text(f"kind: pictures\npath: {tmp_path / 'room'}\nderived: []\n")
+    bare = suite_of(tmp_path / "room.yaml", kept_out=HeldOut(1000))
+    assert "wrong_task" not in bare.case(0).prompts
+    assert bare.settings["wrong_task"] == {"depth": "none: the pictures have channels of no other task"}
+    derived = suite_of(tmp_path / "room", kept_out=HeldOut(1000))
+    assert "wrong_task" in derived.case(0).prompts and "wrong_task" not in derived.settings
+
+
+@pytest.mark.parametrize("option", ["resize=crop", "eigen_crop=false"])
+def test_options_of_nyu_are_refused_elsewhere(tmp_path, option):
+    write_pictures(tmp_path / "room")
+    for data in (None, tmp_path / "room"):
+        with pytest.raises(UserError, match=f"{option.partition('=')[0]}=.* is an option of nyuv2 alone"):
+            suite_of(data, option, kept_out=HeldOut(1000))
+
+
+def test_pictures_without_depth_beside_others_are_told(tmp_path, capsys):
+    write_pictures(tmp_path / "room")
+    for k in (2, 5):
+        (tmp_path / "room" / "depth" / f"{k:04d}.png").unlink()
+    suite = suite_of(tmp_path / "room", kept_out=HeldOut(1000))
+    assert suite.cases.data.unmatched == ["0002: no depth", "0005: no depth"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("room: 2 pictures lack an annotation") and line.endswith("0002: no depth; 0005: no depth")
+    assert not suite.broken
 
 
 # NYU Depth v2.
@@ -208,14 +289,13 @@ def test_distances_are_scored_inside_the_eigen_crop(tmp_path):
 
 
 def remove_depth(nyu: Path) -> None:
-    for file in (nyu / "depth").iterdir():
-        file.unlink()
-    (nyu / "depth").rmdir()
+    shutil.rmtree(nyu / "depth")
 
 
 LACKS = {
     "has no 0007": lambda nyu: (nyu / "depth" / "0007.png").unlink(),
     "depth is missing; expected rgb/NAME.png": remove_depth,
+    "rgb is missing; expected rgb/NAME.png": lambda nyu: shutil.rmtree(nyu / "rgb"),
     "lists 0099, of which there is no picture": lambda nyu: (nyu / "test.txt").write_text("0001\n0099\n"),
     "is empty": lambda nyu: (nyu / "test.txt").write_text("\n"),
     "has no scene of 0012": lambda nyu: (nyu / "scenes.txt").write_text("".join(f"{k:04d} a\n" for k in range(1, 12))),
@@ -223,12 +303,28 @@ LACKS = {
 }
 
 
+@pytest.mark.parametrize("layout", ["auto", "nyuv2"])
 @pytest.mark.parametrize("message", LACKS)
-def test_what_nyu_lacks_is_named(nyu, message):
+def test_what_nyu_lacks_is_named(nyu, message, layout):
     LACKS[message](nyu)
     with pytest.raises(UserError, match=message) as error:
-        suite_of(nyu, "layout=nyuv2", "pairs=2")
+        suite_of(nyu, f"layout={layout}", "pairs=2")
     assert "\n" not in str(error.value)
+
+
+def test_a_test_list_beside_other_pictures_makes_no_nyu(tmp_path):
+    write_pictures(tmp_path / "own", names=("images", "depth"))
+    (tmp_path / "own" / "test.txt").write_text("0001\n")
+    assert suite_of(tmp_path / "own", kept_out=HeldOut(1000)).settings["data"] == "own"
+
+
+def test_nyu_of_eight_bits_is_refused_as_a_whole(nyu):
+    for file in (nyu / "depth").iterdir():
+        to_eight_bits(file)
+    with pytest.raises(
+        UserError, match=r"000\d.png has mode RGB, depth is 16-bit millimetres; write it with the lines"
+    ):
+        suite_of(nyu, "pairs=2")
 
 
 def test_the_distributed_file_is_met_with_how_to_convert_it(tmp_path):

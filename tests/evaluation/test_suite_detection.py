@@ -17,6 +17,7 @@ from lvm.evaluation.annotated import HeldOut
 from lvm.evaluation.datasets.voc_boxes import parse_xml, read_annotation
 from lvm.evaluation.filled_boxes import box_scores
 from lvm.evaluation.suites.base import Context, PairSuite
+from lvm.evaluation.suites.detection import LARGEST
 from lvm.evaluation.suites.opening import open_suite
 from lvm.runtime import UserError
 from lvm.sources.base import BrokenItem
@@ -29,9 +30,9 @@ def voc(tmp_path) -> Path:
     return write_voc(tmp_path / "data", classes=range(4), per_class=6)
 
 
-def suite_of(data: Path, *options: str, **changes) -> PairSuite:
+def suite_of(data: Path, *options: str, largest: float = 0.9, **changes) -> PairSuite:
     context = Context(**{"data": str(data), "size": SIZE, "room": 6, **changes})
-    return open_suite("detection", context, ("pairs=2", "largest=0.9", *options))
+    return open_suite("detection", context, ("pairs=2", f"largest={largest}", *options))
 
 
 run = partial(evaluate, "detection")
@@ -198,7 +199,8 @@ def test_missing_files_are_counted(voc):
     val = (voc / "ImageSets/Main/val.txt").read_text().split()
     (voc / "Annotations" / f"{val[2]}.xml").unlink()
     with pytest.raises(
-        UserError, match=f"Annotations lacks 1 of 12 annotations of the val list, the first {val[2]}.xml"
+        UserError,
+        match=f"Annotations lacks 1 of 12 annotations of the val list, the first {val[2]}.xml; expected VOC2012/",
     ):
         suite_of(voc)
 
@@ -206,21 +208,72 @@ def test_missing_files_are_counted(voc):
 # Any source, and the world.
 
 
-def test_a_source_with_filled_boxes_is_asked_and_one_without_is_told(tmp_path):
+def write_boxed(folder: Path) -> Path:
+    """Four pictures of each of two classes with filled boxes, and the YAML that says so."""
     rng = np.random.default_rng(5)
     for label in ("ant", "bee"):
         for part in ("images", "filled"):
-            (tmp_path / "own" / part / label).mkdir(parents=True)
+            (folder / "own" / part / label).mkdir(parents=True)
         for n in range(4):
             noise = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
-            Image.fromarray(noise).save(tmp_path / f"own/images/{label}/{n}.png")
-            Image.fromarray(filled_boxes.draw((3 + n, 5, 20, 28), 32)).save(tmp_path / f"own/filled/{label}/{n}.png")
-    (tmp_path / "own.yaml").write_text(f"kind: pictures\npath: {tmp_path}/own\nchannels: {{filled: object_box}}\n")
-    suite = suite_of(tmp_path / "own.yaml", kept_out=HeldOut(1000), num_cases=4)
+            Image.fromarray(noise).save(folder / f"own/images/{label}/{n}.png")
+            Image.fromarray(filled_boxes.draw((3 + n, 5, 20, 28), 32)).save(folder / f"own/filled/{label}/{n}.png")
+    (folder / "own.yaml").write_text(f"kind: pictures\npath: {folder}/own\nchannels: {{filled: object_box}}\n")
+    return folder / "own.yaml"
+
+
+own_suite = partial(suite_of, largest=LARGEST, kept_out=HeldOut(1000))
+
+
+def test_a_source_with_filled_boxes_is_asked_and_one_without_is_told(tmp_path):
+    suite = own_suite(write_boxed(tmp_path), num_cases=4)
     assert all(suite.judge(case, case.truth)["iou"] == 1 for case in (suite.case(n) for n in range(4)))
     shutil.rmtree(tmp_path / "own/filled")
     with pytest.raises(UserError, match="has no object_box, filled white boxes on black"):
-        suite_of(tmp_path / "own", kept_out=HeldOut(1000))
+        own_suite(tmp_path / "own")
+
+
+def test_a_picture_without_a_box_on_it_fails_its_case_alone(tmp_path):
+    own = write_boxed(tmp_path)
+    Image.new("RGB", (32, 32)).save(tmp_path / "own/filled/ant/1.png")
+    suite = own_suite(own, num_cases=8)
+    failed = []
+    for n in range(8):
+        try:
+            suite.case(n)
+        except BrokenItem as error:
+            failed.append(str(error))
+    assert failed == ["ant/1: its truth shows no figure at 16 x 16 pixels: it is all ground"]
+
+
+def test_classes_of_which_nothing_is_asked_are_named(tmp_path, capsys):
+    own = write_boxed(tmp_path)
+    for n in (1, 2):
+        (tmp_path / f"own/filled/ant/{n}.png").unlink()
+    suite = own_suite(own, num_cases=4)
+    line = "detection: 1 of 2 classes are not asked about: ant (1 other to show, 2 wanted)\n"
+    assert line in capsys.readouterr().err
+    assert {suite.case(n).label for n in range(4)} == {"bee"}
+    with pytest.raises(UserError, match=r"own has no class to ask about .*: ant \(1 other .*, bee \(3 others"):
+        own_suite(own, "pairs=4", room=10)
+
+
+def test_the_filter_of_voc_is_refused_elsewhere(tmp_path):
+    with pytest.raises(UserError, match=r"largest=0\.9 is an option of VOC2012 alone"):
+        suite_of(write_boxed(tmp_path), kept_out=HeldOut(1000))
+
+
+def test_a_report_says_why_it_has_no_wrong_pairs(tmp_path):
+    own = write_boxed(tmp_path)
+    own.write_text(own.read_text() + "derived: []\n")
+    suite = own_suite(own, "splits=2", num_cases=2)
+    assert "wrong_task" in suite.case(0).prompts and "wrong_task" not in suite.settings  # of the other class
+    for part in ("images", "filled"):
+        shutil.rmtree(tmp_path / "own" / part / "bee")
+    alone = own_suite(own, "splits=2", num_cases=2)
+    why = "none: the pictures have channels of no other task, and pairs enough of no other class"
+    assert alone.settings["wrong_task"] == {"split1": why, "split2": why}
+    assert "wrong_task" not in alone.case(0).prompts
 
 
 def test_the_worlds_objects_are_asked_within_seconds(saved_prompter, tmp_path):

@@ -14,7 +14,7 @@ from tiny_prompter import SIZE, write_lines
 
 from lvm.evaluation import point_measures as pm
 from lvm.evaluation.annotated import HeldOut
-from lvm.evaluation.cases import RIGHT
+from lvm.evaluation.cases import CONTROLS, RIGHT
 from lvm.evaluation.datasets.keypoint_lines import MARGIN, KeypointLines
 from lvm.evaluation.suites.base import Context
 from lvm.evaluation.suites.keypoints import KeypointSuite, pooled
@@ -178,6 +178,7 @@ def test_objects_are_cut_out_and_their_points_follow(cars):
         )
     suite = suite_of(cars)
     case = suite.case(0)
+    assert set(case.prompts) == {RIGHT, *CONTROLS}
     assert suite.judge(case, case.truth)["pck_0.1"] == 1 and case.facts["truth"].reach == pytest.approx(64 / 1.2, abs=1)
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from lvm.evaluation.suite_page import (
 )
 from lvm.evaluation.suites.base import Context
 from lvm.evaluation.suites.opening import open_suite
+from lvm.evaluation.summary import summarise
 from lvm.inference.prompter import Prompter
 
 VOID = {"meta", "img", "br", "line", "polyline", "circle", "rect", "polygon"}
@@ -185,6 +187,13 @@ def test_a_difference_is_bold_where_better_and_red_where_worse() -> None:
         "over_baselines": {"copy_query": {"error": interval(1, 2)}, CEILING: {"error": interval(1, 2)}},
     }
     html = task_table(row, [vars(Measure("error", False))])
+    row["perplexity_intervals"] = {"right": {"perplexity": interval(5, 7), "per_answer_perplexity": interval(6, 9)}}
+    row["conditions"]["right"] |= {"perplexity": 6, "per_answer_perplexity": 7.5}
+    row["conditions"]["none"] |= {"perplexity": 12}
+    with_perplexities = task_table(row, [vars(Measure("error", False))])
+    assert "<td>6 [5, 7]</td>" in with_perplexities and "<td>7.5 [6, 9]</td>" in with_perplexities
+    assert "<td>12</td>" in with_perplexities and "mean over answers" in with_perplexities
+    assert "perplexity" not in html
     assert '<td class="good">-2 [-3, -1]</td>' in html and '<td class="bad">-1.5 [-2, -1]</td>' in html
     assert html.count('<td class="bad">+1.5 [1, 2]</td>') == 1  # of the copy; below the ceiling is where all are
 
@@ -197,13 +206,32 @@ def test_kinds_of_prompts_stand_in_one_order() -> None:
 
 def test_published_rows_stand_beside_ours_and_failed_cases_are_named(evaluations: Path) -> None:
     report, _ = read(evaluations / "perplexity")
-    assert our_score(report, "depth") == report["tasks"]["depth"]["conditions"]["right"]["perplexity"]
-    assert our_score(report, "segmentation") is None  # was not asked
+    depth, _ = read(evaluations / "depth")
+    assert our_score(depth, "depth") == depth["tasks"]["depth"]["conditions"]["right"]["abs_rel"]["mean"]  # a task
+    assert our_score(depth, "psnr") is None and "ours" in depth  # neither task nor measure
+    assert our_score({**depth, "ours": {"depth": 3.0, "psnr": None}}, "depth") == 3.0  # as the suite says
+    assert our_score(report, "depth") is None  # five pairs do not fit
     report["failed"] = [{"case": 3, "file": "a<b>.png", "failed": "truncated"}]
     html = suite_page(report, []).partition("<details>")[0]
-    assert "LVM 3B" in html and "12</td>" in html and report["published"][0]["caveat"] in html
+    assert "LVM 3B" in html and "12</td>" in html and escape(report["published"][0]["caveat"]) in html
     assert "a&lt;b&gt;.png" in html and "<b>1</b><span>cases failed</span>" in html
     assert "Best, median and worst" not in html  # there are no strips
+
+
+def test_keypoints_stand_beside_the_published_ones_over_all_points_of_the_dots() -> None:
+    suite = open_suite("keypoints", Context(None, SIZE, 6, 5), [])
+    conditions = lambda share, points: {"right": {"scores": {"pck_0.1": share, "points": points}}}
+    found = {"keypoints": [(1.0, 2.0), (0.0, 6.0)], "pose": [(1.0, 14.0), (1.0, 14.0)]}
+    rows = [
+        {"case": 0, "id": f"x{k}", "task": task, "label": "", "conditions": conditions(*of), "baselines": {}}
+        for task, given in found.items()
+        for k, of in enumerate(given)
+    ]
+    report = summarise(suite, rows)
+    assert report["tasks"]["keypoints"]["conditions"]["right"]["pck_0.1"]["mean"] == 0.5
+    assert our_score(report, "pck_0.1") == 0.25  # 2 of 8 points
+    assert all("over_points" in row["caveat"] for row in report["published"])
+    assert our_score(summarise(suite, rows[2:]), "pck_0.1") is None  # a skeleton's joints are named
 
 
 def test_many_large_pictures_are_made_smaller_until_the_page_is_small_enough() -> None:

@@ -159,7 +159,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no masks": (lambda voc: shutil.rmtree(voc / "SegmentationClassAug"), "Aug is missing .*expected VOC2012"),
     "a mask": (
         lambda voc: (voc / "SegmentationClassAug/2007_000003.png").unlink(),
-        "SegmentationClassAug lacks 1 of 100 masks of the lists, the first 2007_000003.png",
+        r"Aug lacks 1 of 100 masks of the lists, the first 2007_000003.png; expected VOC2012/\{JPEGImages",
     ),
     "all pictures": (lambda voc: empty(voc / "JPEGImages"), "lacks 100 of 100 pictures"),
     "a line": (
@@ -190,7 +190,9 @@ def test_a_damaged_tree_is_one_line_that_says_what_is_missing(voc, name):
 def test_other_bad_input_is_refused(voc, tmp_path):
     with pytest.raises(UserError, match="fold is 4; use one of 'all', 0, 1, 2, 3"):
         suite_of(voc, "fold=4")
-    with pytest.raises(UserError, match="no query has 9 others of one class"):
+    with pytest.raises(
+        UserError, match=r"no class to ask about .*: aeroplane \(4 others to show, 9 wanted\).* 12 more;"
+    ):
         suite_of(voc, "pairs=9", room=30)
     (tmp_path / "sbd/dataset/cls").mkdir(parents=True)
     (tmp_path / "sbd/dataset/cls/2008_000002.mat").write_bytes(b"MATLAB")
@@ -261,6 +263,47 @@ def test_a_folder_of_masks_has_its_classes_by_name_in_four_runs(tmp_path, saved_
     )
     assert code == 1 and "ant/1.jpg" in capsys.readouterr().err and len(report["unreadable"]) == 1
     assert len(report["tasks"]) == 4
+
+
+def blacken(mask: Path) -> None:
+    Image.new("RGB", (40, 30)).save(mask)
+
+
+def test_a_mask_without_a_figure_fails_its_case_alone(tmp_path, saved_prompter, capsys):
+    root = write_folder(tmp_path / "own", ["ant", "bee"])
+    blacken(root / "masks/bee/2.png")
+    words = ["--data", str(root), "--held-out", "1000", "pairs=1", "--targets", "4"]
+    code, report = run(saved_prompter, tmp_path / "out", *words)
+    assert code == 1 and [row["file"] for row in report["failed"]] == ["bee/2"]
+    assert "bee/2: its truth shows no figure at 16 x 16 pixels" in capsys.readouterr().err
+    assert [report["tasks"][name]["items"] for name in ("fold0", "fold1")] == [4, 3]
+
+
+def test_classes_of_which_nothing_is_asked_are_named(tmp_path, capsys):
+    root = write_folder(tmp_path / "own", ["ant", "bee", "cat", "dog", "elk", "fox"])
+    for n in range(4):
+        (root / f"masks/bee/{n}.png").unlink()
+    for n in range(1, 4):
+        (root / f"masks/dog/{n}.png").unlink()
+    held_out = HeldOut(0, tuple(f"{label}/{n}" for label in ("ant", "bee", "dog", "elk", "fox") for n in range(4)))
+    suite = suite_of(root, "pairs=2", kept_out=held_out)
+    left_out = "bee (no segmentation), cat (none may be asked), dog (0 others to show, 2 wanted)"
+    assert f"pascal5i: 3 of 6 classes are not asked about: {left_out}\n" in capsys.readouterr().err
+    assert {suite.case(n).label for n in range(len(suite))} == {"ant", "elk", "fox"}
+    assert list(suite.settings["classes"]) == ["fold0", "fold2", "fold3"]  # of ant and cat, dog, elk, fox
+    with pytest.raises(UserError, match="no class of fold1 is left"):
+        suite_of(root, "pairs=2", "fold=1", kept_out=held_out)
+    with pytest.raises(UserError, match=r"no class to ask about .*: ant \(3 others to show, 4 wanted\), bee"):
+        suite_of(root, "pairs=4", room=10, kept_out=held_out)
+    suite_of(write_folder(tmp_path / "whole", ["ant"]), "pairs=2", kept_out=HeldOut(1000))
+    assert not capsys.readouterr().err.partition("whole")[1]
+
+
+def test_lists_are_of_voc_alone(tmp_path):
+    root = write_folder(tmp_path / "own", ["ant", "bee"])
+    for data in (None, root):
+        with pytest.raises(UserError, match="lists=somewhere is an option of VOC2012 alone"):
+            open_suite("pascal5i", Context(data and str(data), SIZE, 6, kept_out=HeldOut(1000)), ("lists=somewhere",))
 
 
 def test_a_folder_that_cannot_be_asked_says_why(tmp_path):

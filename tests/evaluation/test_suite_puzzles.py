@@ -13,7 +13,7 @@ from PIL import Image
 from suite_runs import evaluate, save_prompter
 from tiny_prompter import TOKENS
 
-from lvm.evaluation.cases import NONE, RIGHT, SHUFFLED, WRONG_TASK
+from lvm.evaluation.cases import CONTROLS, NONE, RIGHT, SHUFFLED, WRONG_TASK
 from lvm.evaluation.choice_measures import ninth_cell, root_mean_square, share_of_least
 from lvm.evaluation.datasets.raven import RavenMatrices
 from lvm.evaluation.suites.base import Context
@@ -246,6 +246,15 @@ def test_raven_is_evaluated_and_a_broken_file_costs_its_cases_alone(prompter, tm
     (raven / "center_single/RAVEN_2_test.npz").write_bytes(b"PK")
     code, report = run(prompter, tmp_path / "broken", *options)
     assert code == 1 and 1 <= len(report["failed"]) < 10 and "RAVEN_2_test.npz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("form", "told"), [("matrix", "no other class"), ("panels", "of one kind")])
+def test_raven_of_one_kind_says_why_it_has_no_control_of_other_rules(raven, form, told):
+    both = suite_of(raven, f"form={form}", *(["pairs=1"] if form == "matrix" else []))
+    assert set(both.case(0).prompts) == {RIGHT, *CONTROLS} and "wrong_task" not in both.settings
+    for kind in raven.iterdir():
+        one = suite_of(kind, f"form={form}", *(["pairs=1"] if form == "matrix" else []))
+        assert set(one.case(0).prompts) == {RIGHT, SHUFFLED, NONE} and told in one.settings["wrong_task"][form]
 
 
 def test_options_and_data_that_cannot_be_are_told(tmp_path):

@@ -7,8 +7,9 @@ Coordinates are pixels of the picture, box is left, top, right, bottom; paths st
 "id" (the path and the line's number) and "group" (the path). null is a keypoint that cannot be seen.
 
 Each object is cut out as the square about its box, a tenth of the larger side added all round, and its keypoints are
-drawn on it as red dots: channels image and keypoints. Pascal3D+ (cvgl.stanford.edu/projects/pascal3d) keeps its
-annotations in MATLAB files, which are not read here. With SciPy, for each file Annotations/CLASS_pascal/NAME.mat:
+drawn on it as red dots: channels image, keypoints and those derived of the cut. Pascal3D+
+(cvgl.stanford.edu/projects/pascal3d) keeps its annotations in MATLAB files, which are not read here. With SciPy, for
+each file Annotations/CLASS_pascal/NAME.mat:
 
     record = scipy.io.loadmat(file, struct_as_record=False, squeeze_me=True)["record"]
     for thing in numpy.atleast_1d(record.objects):
@@ -31,7 +32,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lvm.evaluation.annotated import HeldOut, Remembered
+from lvm.evaluation.datasets.layout import derived_channels
 from lvm.pictures import decode, keypoints
+from lvm.pictures.derive import DERIVED
 from lvm.pictures.geometry import Geometry
 from lvm.runtime import UserError
 from lvm.sources.base import BrokenItem
@@ -69,7 +72,7 @@ class Line:
 class KeypointLines:
     """See the head of this file, and `lvm.evaluation.annotated.Annotated`. Raises `UserError`."""
 
-    channels: tuple[str, ...] = ("image", "keypoints")
+    channels: tuple[str, ...] = ("image", "keypoints", *DERIVED)
 
     def __init__(self, path: Path, size: int, kept_out: HeldOut):
         self.path, self._size, self._kept_out = path, size, kept_out
@@ -109,7 +112,8 @@ class KeypointLines:
             photo = decode.shrink(decode.load(file), self._size, line.geometry, str(file))
         except decode.PictureError as error:
             raise BrokenItem(error.file, error.reason) from None
-        return {"image": photo, "keypoints": keypoints.draw(photo, line.geometry.points(line.points, self._size))}
+        dots = keypoints.draw(photo, line.geometry.points(line.points, self._size))
+        return {"image": photo, "keypoints": dots, **derived_channels(line.id, photo)}
 
     def points(self, i: int) -> "Float[np.ndarray, 'k 2']":
         """Those that are known, in pixels of the picture that is shown, off which none lies."""
@@ -124,7 +128,7 @@ class KeypointLines:
         return a, b, max(c, a + 1), max(d, b + 1)
 
     def fingerprint(self) -> str:
-        return f"{self._digest} {self._kept_out} {self._size} {MARGIN}"
+        return f"{self._digest} {self._kept_out} {self._size} {MARGIN} {self.channels}"
 
 
 def read_line(path: Path, number: int, text: str) -> Line:

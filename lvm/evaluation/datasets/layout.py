@@ -1,7 +1,9 @@
 """What readers of public layouts share: lists of files, errors that show the expected tree, channels of the photo."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lvm.pictures.decode import SUFFIXES
 from lvm.pictures.derive import DERIVED, derive
@@ -16,6 +18,14 @@ if TYPE_CHECKING:
 def refuse(what: str, tree: str) -> UserError:
     """`tree`: what the folder should hold, in one line."""
     return UserError(f"{what}; expected {tree}")
+
+
+def refuse_options(options: Any, names: Sequence[str], of: str) -> None:
+    """Raises `UserError` for fields of these names that are not at their defaults: they are options `of` other data."""
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    for name in names:
+        if (value := getattr(options, name)) != defaults[name]:
+            raise UserError(f"{name}={value} is an option of {of} alone; leave it out, or name {of} with --data")
 
 
 def pictures_in(folder: Path) -> dict[str, Path]:

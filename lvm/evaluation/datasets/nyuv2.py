@@ -29,12 +29,13 @@ from PIL import Image
 
 from lvm.evaluation.annotated import Remembered
 from lvm.evaluation.datasets.layout import derived_channels, pictures_in, refuse
-from lvm.evaluation.depth_truth import DepthTruth, known
+from lvm.evaluation.depth_truth import DepthTruth, OtherDepth, known
 from lvm.pictures import decode, depth
 from lvm.pictures.derive import DERIVED
 from lvm.pictures.geometry import Geometry, Resize, geometries
 from lvm.runtime import UserError
 from lvm.sources.base import BrokenItem
+from lvm.sources.pictures import CLIP_FOLDERS, PICTURE_FOLDERS
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -43,14 +44,17 @@ if TYPE_CHECKING:
 
 TREE = "rgb/NAME.png (or .jpg), depth/NAME.png (16 bits, millimetres), and where there are lists test.txt, scenes.txt"
 MAT = "nyu_depth_v2_labeled.mat"
+HEAD = "lvm/evaluation/datasets/nyuv2.py"
 EIGEN_CROP = (slice(45, 471), slice(41, 601))  # rows, columns of 640 x 480
 CAP = 10.0  # metres
 
 
 def is_nyuv2(folder: Path) -> bool:
-    """By its test list beside rgb/ and depth/, or the file as it is distributed."""
-    lists = (folder / "test.txt").is_file() and (folder / "rgb").is_dir() and (folder / "depth").is_dir()
-    return lists or (folder / MAT).is_file()
+    """By its test list beside rgb/, or beside depth/ where no other folder has the pictures; or the file as it is
+    distributed. What such a folder lacks is for `NYUv2` to say."""
+    parts = {path.name.lower() for path in folder.iterdir() if path.is_dir()}
+    named = "rgb" in parts or ("depth" in parts and not parts & {*PICTURE_FOLDERS, *CLIP_FOLDERS})
+    return (named and (folder / "test.txt").is_file()) or (folder / MAT).is_file()
 
 
 class NYUv2:
@@ -58,6 +62,7 @@ class NYUv2:
     its own percentiles. Raises `UserError` for a folder that lacks something."""
 
     unit = "metres"
+    remedy = f"write it with the lines at the head of {HEAD}"
     channels: tuple[str, ...] = ("image", "depth", *DERIVED)
 
     def __init__(
@@ -131,7 +136,7 @@ class NYUv2:
         except decode.PictureError as error:
             raise BrokenItem(error.file, error.reason) from None
         if image.mode not in decode.DEEP_MODES:
-            raise BrokenItem(str(file), f"has mode {image.mode}; depth is 16-bit millimetres")
+            raise OtherDepth(str(file), f"has mode {image.mode}, depth is 16-bit millimetres")
         return np.asarray(image).astype(np.float32) / 1000
 
     def _geometry(self, distances: Any) -> Geometry:
@@ -165,7 +170,7 @@ def _files(folder: Path, name: str) -> dict[str, Path]:
         if (folder / MAT).is_file():
             raise UserError(
                 f"{folder / MAT} is not read itself; write rgb/, depth/ and test.txt with h5py, "
-                "by the lines at the head of lvm/evaluation/datasets/nyuv2.py"
+                f"by the lines at the head of {HEAD}"
             )
         raise refuse(f"{folder / name} is missing", TREE)
     found = pictures_in(folder / name)

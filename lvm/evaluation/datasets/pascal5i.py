@@ -53,8 +53,8 @@ def open_fold_masks(root: Path, data: str, lists: str, folds: list[int], size: i
         raise refuse(f"{root / 'SegmentationClassAug'} is missing (as is SegmentationClass)", EXPECTED)
     home = find_lists([Path(lists).expanduser()] if lists else [Path(data).expanduser(), root])
     entries = [entry for fold in folds for entry in read_fold(home / f"fold{fold}.txt", fold)]
-    need_files(root / "JPEGImages", (f"{entry.name}.jpg" for entry in entries), "pictures of the lists")
-    need_files(masks, (f"{entry.name}.png" for entry in entries), "masks of the lists")
+    need_files(root / "JPEGImages", (f"{entry.name}.jpg" for entry in entries), "pictures of the lists", EXPECTED)
+    need_files(masks, (f"{entry.name}.png" for entry in entries), "masks of the lists", EXPECTED)
     return VocItems(root, entries, CHANNEL, lambda entry, image, size: draw_mask(masks, entry, image, size), size)
 
 

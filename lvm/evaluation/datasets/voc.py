@@ -49,13 +49,13 @@ def need(path: Path, expected: str) -> Path:
     return path
 
 
-def need_files(folder: Path, names: Iterable[str], what: str) -> None:
-    """One look at the folder. Raises `UserError` that counts what it lacks."""
+def need_files(folder: Path, names: Iterable[str], what: str, expected: str) -> None:
+    """One look at the folder. Raises `UserError` that counts what it lacks, with the tree that is expected."""
     held = {path.name for path in folder.iterdir()}
     wanted = list(dict.fromkeys(names))
     lacking = [name for name in wanted if name not in held]
     if lacking:
-        raise UserError(f"{folder} lacks {len(lacking)} of {len(wanted)} {what}, the first {lacking[0]}; add them")
+        raise refuse(f"{folder} lacks {len(lacking)} of {len(wanted)} {what}, the first {lacking[0]}", expected)
 
 
 def read_lines(file: Path) -> list[str]:

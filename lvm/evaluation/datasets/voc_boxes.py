@@ -47,8 +47,8 @@ def open_boxes(root: Path, size: int, largest: float) -> "tuple[VocItems[Marked]
     broken: list[str] = []
     for part in ("val", "train"):
         names = read_lines(root / "ImageSets" / "Main" / f"{part}.txt")
-        need_files(root / "Annotations", (f"{name}.xml" for name in names), f"annotations of the {part} list")
-        need_files(root / "JPEGImages", (f"{name}.jpg" for name in names), f"pictures of the {part} list")
+        need_files(root / "Annotations", (f"{name}.xml" for name in names), f"annotations of the {part} list", EXPECTED)
+        need_files(root / "JPEGImages", (f"{name}.jpg" for name in names), f"pictures of the {part} list", EXPECTED)
         for name in names:
             try:
                 marked = read_annotation(root / "Annotations" / f"{name}.xml")

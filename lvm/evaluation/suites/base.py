@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from lvm.evaluation.annotated import WORLD, Annotated, HeldOut, SourceItems, WorldItems
 from lvm.evaluation.cases import Case, Measure, Published
-from lvm.evaluation.clips import Clips, Kind
-from lvm.evaluation.pairing import Choose, Encode, Order, PairCases, PairingConfig
+from lvm.evaluation.clips import DRAWN, Clips, Kind, resize_of
+from lvm.evaluation.datasets.keypoint_lines import MARGIN, KeypointLines
+from lvm.evaluation.datasets.nyuv2 import NYUv2
+from lvm.evaluation.pairing import THUMBNAIL, Choose, Encode, Order, PairCases, PairingConfig
 from lvm.evaluation.parts import Joined
 from lvm.evaluation.tasks import Task
 from lvm.runtime import UserError
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
     from jaxtyping import UInt8
 
     from lvm.evaluation.cases import Picture
+
+FILTERS = (
+    "bicubic; files of segmentation, instance, box, pose and 16-bit depth the nearest pixel, of edge the maximum of "
+    "each cell"
+)
+NEAREST_PAIR = f"by L2 of thumbnails, means of {THUMBNAIL} x {THUMBNAIL} parts of the picture"
 
 
 @dataclass(frozen=True)
@@ -115,14 +123,29 @@ class PairSuite:
 
 
 def describe_pairs(data: Annotated, task: Task | None, config: PairingConfig, context: Context) -> dict[str, Any]:
-    """The settings that all pair suites have."""
+    """The settings that all pair suites have; those of a public layout say `resize` in their own words."""
     return {
         "data": data.name,
         "data_fingerprint": data.fingerprint(),
         "size": context.size,
+        **how_drawn(data),
         "seed": context.seed,
         "held_out": vars(context.kept_out) if isinstance(data, SourceItems) else "test split",
         "task": None if task is None else f"{task.input} -> {task.output}",
         **vars(config),
+        "shuffled": "the input before itself" if config.pairs == 1 else "each input before the answer of the next pair",
+        "nearest_pair": NEAREST_PAIR,
         "answers": "greedy",
     }
+
+
+def how_drawn(data: Annotated) -> dict[str, str]:
+    """What is drawn of a picture, and how its pixels become fewer."""
+    if isinstance(data, SourceItems):
+        return resize_of(data.source, FILTERS)
+    if isinstance(data, KeypointLines):
+        cut = f"the square about the object's box, {MARGIN:g} of its larger side added all round; black off the picture"
+        return {"resize": cut, "filter": "bicubic"}
+    if isinstance(data, NYUv2):  # `resize` is its suite's option
+        return {"filter": "pictures bicubic, distances the nearest pixel"}
+    return {"resize": DRAWN}

@@ -10,7 +10,7 @@ and draws supports from the first 999 pictures, about 20 classes:
 By default the central square, five pairs of any pictures. On scenes of the world and any source of pictures too.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from lvm.evaluation.annotated import Annotated, SourceItems
 from lvm.evaluation.cases import Case, Measure, Published
 from lvm.evaluation.colour_measures import Lpips, normalised_mse
-from lvm.evaluation.datasets.imagenet import ImageNetVal, Part, is_imagenet
+from lvm.evaluation.datasets.imagenet import CENTRE, ImageNetVal, Part, is_imagenet
 from lvm.evaluation.measures import MAX_PSNR, psnr
-from lvm.evaluation.pairing import PairCases
+from lvm.evaluation.pairing import PairCases, missing_controls
 from lvm.evaluation.suites.base import Context, PairOptions, PairSuite, describe_pairs, open_items
 from lvm.evaluation.tasks import TASKS
 from lvm.runtime import UserError
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 TASK = next(task for task in TASKS if task.name == "colorization")
 NUM_CASES, NUM_PUBLISHED = 200, 1000
 FIRST = 999
+RESIZE: dict[Part, str] = {
+    "crop": "the central square, bicubic",
+    "squash": "squashed to a square, bicubic",
+    "centre_111": f"the central {CENTRE} x {CENTRE} pixels of the file, then bicubic where the size is another",
+}
 CAVEAT = (
     "1,000 ImageNet validation pictures at 111 px, supports of the first 999 pictures; LVM's size, number of pairs and "
     "the net of LPIPS are not stated; another size of picture changes MSE and LPIPS"
@@ -95,14 +100,17 @@ def make(context: Context, options: Options) -> PairSuite:
     may_show = first_ones(data) if options.supports == "first_999" else None
     lpips = Lpips(options.lpips.split(",")) if options.lpips else None
     cases = PairCases(data, [TASK], config, number, context.seed, False, context.encode, may_show)
-    settings: Mapping[str, Any] = {
+    settings: dict[str, Any] = {
         **describe_pairs(data, TASK, config, context),
+        **missing_controls([cases]),
         "supports": options.supports,
         "gray": "ITU-R 601 luma of the drawn square",
         "scored_at": f"{context.size} x {context.size} pixels, against the picture itself, not its tokenised form",
         "lpips_weights": lpips.fingerprint if lpips else None,
-        **({"part": options.part, "queries": options.queries, "held_out": "all of it"} if public else {}),
     }
+    if public:
+        told = {"part": options.part, "queries": options.queries, "held_out": "all of it"}
+        settings |= told | {"resize": RESIZE[options.part]}
     measures = [MSE, PSNR, *([LPIPS] if lpips else [])]
     return PairSuite(
         "colorization", "Colorization", measures, cases, partial(judge, lpips), settings, PUBLISHED, cases.broken

@@ -17,10 +17,12 @@ import numpy as np
 
 from lvm.evaluation.annotated import Annotated, SourceItems, WorldItems
 from lvm.evaluation.cases import Case, Measure
+from lvm.evaluation.datasets import nyuv2
+from lvm.evaluation.datasets.layout import refuse, refuse_options
 from lvm.evaluation.datasets.nyuv2 import NYUv2, is_nyuv2
 from lvm.evaluation.depth_measures import NAMES, aligned, errors
-from lvm.evaluation.depth_truth import DepthOf, DepthTruth, FilesDepth, WorldDepth
-from lvm.evaluation.pairing import PairCases
+from lvm.evaluation.depth_truth import DepthOf, DepthTruth, FilesDepth, WorldDepth, refuse_other_depth
+from lvm.evaluation.pairing import PairCases, missing_controls
 from lvm.evaluation.suites.base import Context, PairOptions, PairSuite, describe_pairs, open_items
 from lvm.evaluation.tasks import TASKS
 from lvm.pictures import depth
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 TASK = next(task for task in TASKS if task.name == "depth")
 ALIGNED = "_aligned"
 NUM_CASES = 200
+TREE = (
+    "images/NAME.jpg with depth/NAME.png beside (16 bits), a source with a channel depth, "
+    f"or NYU Depth v2: {nyuv2.TREE}"
+)
 ABOUT = {
     "abs_rel": "mean |d - t| / t",
     "rmse": "root mean square of d - t",
@@ -49,7 +55,7 @@ FITTED = (
 
 @dataclass(frozen=True)
 class Options(PairOptions):
-    layout: Literal["auto", "source", "nyuv2"] = "auto"  # auto: nyuv2 by its test.txt beside rgb/ and depth/
+    layout: Literal["auto", "source", "nyuv2"] = "auto"  # auto: nyuv2 by its test.txt beside rgb/ or depth/
     near: float | None = None  # drawn white: of nyuv2 in metres; of a source the range its 8-bit pictures were drawn in
     far: float | None = None  # drawn black
     resize: Literal["squash", "crop"] = "squash"  # of nyuv2; crop: the central square
@@ -105,6 +111,7 @@ def measures_of(truth: DepthOf) -> list[Measure]:
 
 
 def open_depth(context: Context, options: Options) -> tuple[Annotated, DepthOf]:
+    """Raises `UserError` for data without depth, or with depth of another kind than the options say."""
     folder = Path(context.data).expanduser() if context.data is not None else None
     if options.layout == "nyuv2" or (
         options.layout == "auto" and folder is not None and folder.is_dir() and is_nyuv2(folder)
@@ -112,14 +119,24 @@ def open_depth(context: Context, options: Options) -> tuple[Annotated, DepthOf]:
         if folder is None:
             raise UserError("layout=nyuv2 needs --data, the folder that holds rgb/ and depth/")
         found = NYUv2(folder, context.size, options.resize, options.eigen_crop, options.drawn)
+        refuse_other_depth(found, found, [asked_about(found)])
         return found, found
+    refuse_options(options, ("resize", "eigen_crop"), "nyuv2")
     data = open_items(context, "scene")
+    if TASK.output not in data.channels:
+        raise refuse(f"{data.name} has no {TASK.output} (channels: {', '.join(data.channels)})", TREE)
     if isinstance(data, SourceItems):
-        return data, FilesDepth(data, context.size, options.drawn)
+        truth = FilesDepth(data, context.size, options.drawn)
+        refuse_other_depth(data, truth, truth.by_source(asked_about(data)))
+        return data, truth
     assert isinstance(data, WorldItems)
     if options.drawn:
         raise UserError("near and far are the world's own; leave them out")
     return data, WorldDepth(data)
+
+
+def asked_about(data: Annotated) -> list[int]:
+    return [i for i in range(len(data)) if data.has(i, TASK.output) and data.may_ask(i)]
 
 
 def make(context: Context, options: Options) -> DepthSuite:
@@ -131,6 +148,7 @@ def make(context: Context, options: Options) -> DepthSuite:
     cases = PairCases(data, [TASK], config, number, context.seed, False, context.encode, may_show)
     settings: dict[str, Any] = {
         **describe_pairs(data, TASK, config, context),
+        **missing_controls([cases]),
         "truth": truth.about,
         "unit": truth.unit,
         "one_range": truth.one_range,

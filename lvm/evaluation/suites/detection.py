@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from lvm.evaluation.annotated import Annotated
 from lvm.evaluation.cases import Case, Measure, Published
+from lvm.evaluation.datasets.layout import refuse_options
 from lvm.evaluation.datasets.voc import find_root
 from lvm.evaluation.datasets.voc_boxes import CHANNEL, open_boxes
 from lvm.evaluation.filled_boxes import HIT, box_scores
-from lvm.evaluation.pairing import PairCases
+from lvm.evaluation.pairing import PairCases, check_classes, missing_controls
 from lvm.evaluation.parts import Joined
 from lvm.evaluation.suites.base import Context, PairOptions, PairSuite, describe_pairs, open_items
+from lvm.evaluation.suites.pascal5i import need_figure
 from lvm.evaluation.tasks import Task
 from lvm.evaluation.two_colours import BLACK_WHITE, Recoloured
 from lvm.runtime import UserError
@@ -63,6 +65,12 @@ class Options(PairOptions):
             raise UserError(f"largest {self.largest:g} must be above 0 and at most 1, a share of the picture")
 
 
+@dataclass
+class DetectionSuite(PairSuite):
+    def case(self, i: int) -> Case:
+        return need_figure(super().case(i), BLACK_WHITE)
+
+
 @dataclass(frozen=True)
 class Boxes:
     data: Annotated
@@ -80,9 +88,11 @@ def open_boxed(context: Context, options: Options) -> Boxes:
         told = {
             "held_out": "the val list",
             "pairs_from": "the train list, of the query's class",
-            "filter": f"pictures with one object, under {options.largest:g} of the picture",
+            "pictures": f"with one object, under {options.largest:g} of the picture",
+            "resize": "squashed to a square: pictures bicubic, the box's corners to the nearest pixel",
         }
         return Boxes(data, asked, told, lambda i: not data.may_ask(i), broken)
+    refuse_options(options, ("largest",), "VOC2012")
     items = open_items(context, "object")
     if CHANNEL not in items.channels:
         raise UserError(
@@ -92,36 +102,37 @@ def open_boxed(context: Context, options: Options) -> Boxes:
     return Boxes(
         items,
         EPISODES,
-        {"pairs_from": "other pictures of the query's class", "filter": "none"},
+        {"pairs_from": "other pictures of the query's class", "pictures": "all that have a box"},
         broken=getattr(items, "broken", ()),
     )
 
 
-def make(context: Context, options: Options) -> PairSuite:
+def make(context: Context, options: Options) -> DetectionSuite:
     config = options.pairing(context)
     boxes = open_boxed(context, options)
     number = context.num_cases or boxes.episodes
+    task = Task("detection", "image", CHANNEL, "Detection")
+    check_classes("detection", boxes.data, task, config, boxes.may_show)
     drawn = Recoloured(boxes.data, CHANNEL, BLACK_WHITE, nearer=True)
     parts = []
     for split in range(1, options.splits + 1):
-        task = Task(f"split{split}", "image", CHANNEL, f"Detection, draw {split}")
-        parts.append(PairCases(drawn, [task], config, number, context.seed, True, context.encode, boxes.may_show))
-    task = Task("detection", "image", CHANNEL, "Detection")
+        draw = Task(f"split{split}", "image", CHANNEL, f"Detection, draw {split}")
+        parts.append(PairCases(drawn, [draw], config, number, context.seed, True, context.encode, boxes.may_show))
     told = {
         "splits": f"{options.splits} draws of queries and pairs",
         "episodes": number,
         "queries": len(parts[0].episodes[0].queries),
         "read_back": "the nearer of black and white (L2), the largest white piece of eight neighbours, its rectangle",
-        "resize": "squashed to a square; corners to the nearest pixel",
+        "boxes": "what is nearer to white (L2) than to black once drawn",
         "unreadable": len(boxes.broken),
     }
-    return PairSuite(
+    return DetectionSuite(
         name="detection",
         title="Detection",
         measures=MEASURES,
         cases=Joined(parts),
         judged=judge,
-        settings=describe_pairs(boxes.data, task, config, context) | boxes.settings | told,
+        settings=describe_pairs(boxes.data, task, config, context) | boxes.settings | told | missing_controls(parts),
         published=PUBLISHED,
         broken=boxes.broken,
     )

@@ -20,7 +20,7 @@ import numpy as np
 from lvm.evaluation.annotated import Remembered
 from lvm.evaluation.cases import Case, Measure
 from lvm.evaluation.job import LARGEST_BLOCK
-from lvm.evaluation.pairing import PairCases
+from lvm.evaluation.pairing import PairCases, missing_controls
 from lvm.evaluation.parts import Joined
 from lvm.evaluation.suites.base import Context, PairOptions, describe_pairs
 from lvm.evaluation.suites.perplexity import asked
@@ -71,6 +71,7 @@ class FailuresSuite:
         self.measures = [Measure("any", False, "share", "one of the failures below"), *map(self._measure, known)]
         self.settings = {
             **describe_pairs(parts[0].data, None, config, context),
+            **missing_controls(parts),
             "data": [part.data.name for part in parts],
             "data_fingerprint": [part.data.fingerprint() for part in parts],
             "overlap": options.overlap,

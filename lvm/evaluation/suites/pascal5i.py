@@ -16,14 +16,16 @@ import numpy as np
 
 from lvm.evaluation.annotated import Annotated, WorldItems
 from lvm.evaluation.cases import Case, Measure, Published
+from lvm.evaluation.datasets.layout import refuse_options
 from lvm.evaluation.datasets.pascal5i import FOLDS, open_fold_masks, refuse_sbd
 from lvm.evaluation.datasets.voc import find_root
-from lvm.evaluation.pairing import PairCases, PairingConfig
+from lvm.evaluation.pairing import PairCases, PairingConfig, check_classes, missing_controls
 from lvm.evaluation.parts import Joined, Subset
 from lvm.evaluation.suites.base import Context, PairOptions, PairSuite, describe_pairs, open_items
 from lvm.evaluation.tasks import Task
-from lvm.evaluation.two_colours import PALETTES, Recoloured, mask_scores
+from lvm.evaluation.two_colours import BLACK_WHITE, PALETTES, Colours, Recoloured, mask_scores
 from lvm.runtime import UserError
+from lvm.sources.base import BrokenItem
 
 if TYPE_CHECKING:
     from lvm.evaluation.cases import Picture
@@ -70,12 +72,28 @@ class Masks:
     folds: Mapping[str, list[int]]  # items by task
     drawn: str  # how masks are made
     held_out: str = ""  # of what is no source of files
+    resize: str = ""  # of a public layout
 
 
 @dataclass
 class Pascal5i(PairSuite):
+    colours: Colours = BLACK_WHITE
+
+    def case(self, i: int) -> Case:
+        return need_figure(super().case(i), self.colours)
+
     def over_all(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         return class_miou(rows)
+
+
+def need_figure(case: Case, colours: Colours) -> Case:
+    """Raises `BrokenItem` where the truth is ground alone: no answer could be scored."""
+    truth = case.truth[0]
+    if not colours.read(truth).any():
+        height, width = truth.shape[:2]
+        query, _, _ = case.id.partition("#")
+        raise BrokenItem(query, f"its truth shows no figure at {width} x {height} pixels: it is all ground")
+    return case
 
 
 def class_miou(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -109,6 +127,7 @@ def open_masks(context: Context, options: Options) -> Masks:
     if root := find_root(context.data):
         return pascal_masks(context, options, root)
     refuse_sbd(context.data)
+    refuse_options(options, ("lists",), "VOC2012")
     data = open_items(context, "object")
     if isinstance(data, WorldItems):
         folds = by_fold(data, {label: n % FOLDS for n, label in enumerate(data.world.labels)})
@@ -119,12 +138,13 @@ def open_masks(context: Context, options: Options) -> Masks:
             f"{data.name} has no masks (channels: {', '.join(data.channels)}); expected images/CLASS/x.jpg with "
             "masks/CLASS/x.png beside, or VOC2012 with Pascal-5i's lists"
         )
-    classes = sorted({label for label in data.labels if label})
+    classes = sorted({label for i, label in enumerate(data.labels) if label and data.has(i, channel)})
     if not classes:
         raise UserError(f"{data.name} has masks but no classes; put pictures and masks into a folder for each class")
     runs = [run for run in np.array_split(np.array(classes), min(FOLDS, len(classes)))]
     folds = by_fold(data, {str(label): fold for fold, run in enumerate(runs) for label in run})
-    return Masks(data, channel, folds, "whatever is not black; nearest neighbour; classes by name in four runs")
+    how = "nearest pixel" if channel == "segmentation" else "bicubic"
+    return Masks(data, channel, folds, f"whatever is not black once resized ({how}); classes by name in four runs")
 
 
 def pascal_masks(context: Context, options: Options, root: Path) -> Masks:
@@ -133,14 +153,15 @@ def pascal_masks(context: Context, options: Options, root: Path) -> Masks:
     items: dict[str, list[int]] = {f"fold{fold}": [] for fold in folds}
     for i, entry in enumerate(data.entries):
         items[f"fold{entry.annotation[0]}"].append(i)
-    drawn = "other classes and void (255) are ground, as published; bicubic, cut at half"
-    return Masks(data, data.channels[-1], items, drawn, "the fold's val list, all of it")
+    drawn = "other classes and void (255) are ground, as published"
+    resize = "squashed to a square: pictures bicubic, masks bicubic and cut at half"
+    return Masks(data, data.channels[-1], items, drawn, "the fold's val list, all of it", resize)
 
 
 def by_fold(data: Annotated, fold_of: Mapping[str, int]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {f"fold{fold}": [] for fold in sorted(set(fold_of.values()))}
     for i, label in enumerate(data.labels):
-        if label:
+        if label in fold_of:
             found[f"fold{fold_of[label]}"].append(i)
     return found
 
@@ -152,11 +173,15 @@ def make(context: Context, options: Options) -> Pascal5i:
     for name in names:
         if not masks.folds.get(name):
             raise UserError(f"{name} of {masks.data.name} has no pictures; there are {', '.join(masks.folds)}")
+    left_out = check_classes("pascal5i", masks.data, Task("pascal5i", "image", masks.channel, ""), config)
+    asked = [name for name in names if any(masks.data.labels[i] not in left_out for i in masks.folds[name])]
+    if not asked:
+        raise UserError(f"no class of {names[0]} is left; use another fold, fewer pairs, or hold out more")
     colours = PALETTES[options.palette]
     drawn = Recoloured(masks.data, masks.channel, colours)
     number = context.num_cases or EPISODES
     parts = []
-    for name in names:
+    for name in asked:
         fold = Subset(drawn, masks.folds[name], f"{masks.data.name} {name}")
         task = Task(name, "image", masks.channel, f"Segmentation, {name}")
         part = PairCases(fold, [task], config, number, context.seed, True, context.encode)
@@ -169,9 +194,10 @@ def make(context: Context, options: Options) -> Pascal5i:
         measures=MEASURES,
         cases=Joined(parts),
         judged=partial(judge, options.palette),
-        settings=settings(masks, parts, options, config, context),
+        settings=settings(masks, parts, options, config, context) | missing_controls(parts),
         published=PUBLISHED,
         broken=getattr(masks.data, "broken", ()),
+        colours=colours,
     )
 
 
@@ -187,13 +213,13 @@ def settings(
     found = describe_pairs(masks.data, task, config, context)
     return found | {
         "held_out": masks.held_out or found["held_out"],
+        **({"resize": masks.resize} if masks.resize else {}),
         "episodes": parts[0].num_cases,
         "classes": {part.tasks[0].name: counted(part) for part in parts},
         "masks": masks.drawn,
         "palette": options.palette,
         "colours": vars(PALETTES[options.palette]),
         "read_back": "the nearer of the two colours (L2), no colour shift",
-        "resize": "squashed to a square",
         "queries": "in the order of the list where there are as many episodes as queries; else some in keyed order",
         "pairs_from": "other pictures of the query's class in its fold",
     }

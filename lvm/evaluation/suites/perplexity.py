@@ -1,11 +1,11 @@
 """perplexity: how likely the true annotation is after 0, 1, 3, 5, 7 pairs, for every annotation of the data.
 
 The paper's figures 4 and 5 (arXiv 2312.00785): 5 pairs and a query, the 256 tokens of the annotation, over the whole
-softmax, averaged over examples after exponentiation and prompted without BOS. Here both averages, and the prompt with
-BOS (as our models are trained) and without.
+softmax, averaged over examples after exponentiation and prompted without BOS. Here both averages, and after each number
+of pairs the prompt with BOS (as our models are trained) and without.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from lvm.evaluation.annotated import Annotated, WorldItems
 from lvm.evaluation.bootstrap import bootstrap_mean
 from lvm.evaluation.cases import NONE, RIGHT, SHUFFLED, WRONG_TASK, Case, Measure, Published, Shown
-from lvm.evaluation.pairing import Choose, Order, PairCases, PairingConfig, flat
+from lvm.evaluation.pairing import Choose, Order, PairCases, PairingConfig, flat, missing_controls
 from lvm.evaluation.parts import Joined
 from lvm.evaluation.suites.base import Context, describe_pairs, open_items
-from lvm.evaluation.summary import likelihoods, values
+from lvm.evaluation.summary import likelihoods, query_ids, values
 from lvm.evaluation.tasks import Task, tasks_of
 from lvm.runtime import UserError
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from lvm.evaluation.cases import Picture
 
 SHOTS = (0, 1, 3, 5, 7)
-NO_BOS = "right_without_bos"
-WITH_BOS = "right_with_bos"
+PUBLISHED_PAIRS = "5"
+BOS = {False: "without_bos", True: "with_bos"}
 # Of a world: kind of unit -> channels asked about that scenes lack, and whether pairs are of one label.
 OF_KIND = {
     "scene": ((), False),
@@ -33,7 +33,11 @@ OF_KIND = {
     "turntable": (("mask", "keypoints"), False),
     "puzzle": (("solution",), True),
 }
-CAVEAT = "ImageNet validation pictures with pseudo-labels, 256 tokens an answer; nothing here is those pictures"
+CAVEAT = (
+    "ImageNet validation pictures with pseudo-labels, 256 tokens an answer, 5 pairs without BOS, mean over answers of "
+    "each one's perplexity. This model's: as many pairs, no BOS and the same average (per_answer_perplexity), but "
+    "other pictures and labels, pairs drawn as the settings say, and as many tokens as its tokenizer has"
+)
 PUBLISHED = [
     Published(model, scores, "figure 4", CAVEAT)
     for model, scores in {
@@ -64,7 +68,7 @@ class PerplexitySuite:
         self.shots = sorted({k for k in options.shots if 2 * k + 2 <= context.room})
         if any(k < 0 for k in options.shots) or max(self.shots, default=0) < 1:
             raise UserError(f"shots {list(options.shots)}: at least one pair must fit into {context.room} pictures")
-        self._other_bos = not context.prompt_bos if options.other_bos else None
+        self._prompt_bos, self._other_bos = context.prompt_bos, options.other_bos
         config = PairingConfig(max(self.shots), options.pool, options.choose, options.order)
         number = context.num_cases or 200
         self._cases = Joined(
@@ -75,6 +79,7 @@ class PerplexitySuite:
         self.broken = self._cases.broken
         self.settings = {
             **describe_pairs(parts[0].data, None, config, context),
+            **missing_controls(parts),
             "data": [part.data.name for part in parts],
             "data_fingerprint": [part.data.fingerprint() for part in parts],
             "shots": self.shots,
@@ -91,33 +96,63 @@ class PerplexitySuite:
         for name in (RIGHT, WRONG_TASK, SHUFFLED, NONE):
             if name in case.prompts:
                 prompts[name] = replace(case.prompts[name], answered=False)
-        if self._other_bos is not None:
-            prompts[WITH_BOS if self._other_bos else NO_BOS] = replace(prompts[RIGHT], bos=self._other_bos)
+        if self._other_bos:
+            prompts |= asked_again(prompts, self.condition_of().values(), not self._prompt_bos)
         return replace(case, prompts=prompts, baselines={})
+
+    def condition_of(self) -> dict[str, str]:
+        """Number of pairs shown -> the condition that shows so many."""
+        names = {str(k): str(k) for k in self.shots} | {str(self.shots[-1]): RIGHT}
+        return names | ({"0": NONE} if 0 in self.shots else {})
 
     def judge(self, case: Case, pictures: "Sequence[Picture]") -> Mapping[str, float]:
         return {}
 
     def over_all(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-        """By number of pairs: what the report of older scripts holds."""
-        by_pairs = {str(k): str(k) for k in self.shots} | {str(self.shots[-1]): RIGHT, "wrong": WRONG_TASK}
-        if 0 in self.shots:
-            by_pairs["0"] = NONE
-        of = {key: partial(under, name) for key, name in by_pairs.items()}
-        found = {key: likelihoods(rows, read) for key, read in of.items()}
-        found = {key: value for key, value in found.items() if value}
-        of_answer = {key: values(rows, partial(nats, by_pairs[key])) for key in found}
-        most = str(self.shots[-1])
-        report: dict[str, Any] = {
-            name: {key: value[name] for key, value in found.items()}
-            for name in ("perplexity", "per_answer_perplexity", "first_token")
-        }
-        report |= {"targets": len(rows), "distinct_targets": len({row["id"].split("#")[0] for row in rows})}
-        if "0" in of_answer:
-            report["saved_nats"] = bootstrap_mean(of_answer["0"] - of_answer[most])
-        if "wrong" in of_answer:
-            report["wrong_costs_nats"] = bootstrap_mean(of_answer["wrong"] - of_answer[most])
+        """By number of pairs, under both kinds of prompts: what the report of older scripts holds, and beside it
+        {"without_bos": {"perplexity": {"0": .., "1": ..}, ...}}."""
+        numbers = self.condition_of()
+        report: dict[str, Any] = by_number(rows, {**numbers, "wrong": WRONG_TASK})
+        if self._other_bos:
+            report |= with_other_bos(rows, numbers, not self._prompt_bos)
+        asked = query_ids(rows)
+        report |= {"targets": len(rows), "distinct_targets": len(set(asked))}
+        of_answer = {name: values(rows, partial(nats, name)) for name in (RIGHT, NONE, WRONG_TASK)}
+        if "0" in report["perplexity"]:
+            report["saved_nats"] = bootstrap_mean(of_answer[NONE] - of_answer[RIGHT], queries=asked)
+        if "wrong" in report["perplexity"]:
+            report["wrong_costs_nats"] = bootstrap_mean(of_answer[WRONG_TASK] - of_answer[RIGHT], queries=asked)
         return report
+
+    def ours(self, tasks: Mapping[str, Any]) -> Mapping[str, float | None]:
+        """After 5 pairs, as published."""
+        columns = PUBLISHED[0].scores
+        return {name: published_average(tasks.get(name, {}), self._prompt_bos).get(PUBLISHED_PAIRS) for name in columns}
+
+
+def asked_again(prompts: Mapping[str, Shown], conditions: Iterable[str], bos: bool) -> dict[str, Shown]:
+    """Prompts of those conditions with BOS or without: right_without_bos, 5_without_bos, ..."""
+    return {f"{name}_{BOS[bos]}": replace(prompts[name], bos=bos) for name in conditions}
+
+
+def by_number(rows: Sequence[Mapping[str, Any]], conditions: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """{"perplexity": {number: ...}, "per_answer_perplexity", "first_token"} of conditions by the number they show."""
+    found = {key: likelihoods(rows, partial(under, name)) for key, name in conditions.items()}
+    found = {key: value for key, value in found.items() if value}
+    names = ("perplexity", "per_answer_perplexity", "first_token")
+    return {name: {key: value[name] for key, value in found.items()} for name in names}
+
+
+def with_other_bos(rows: Sequence[Mapping[str, Any]], numbers: Mapping[str, str], bos: bool) -> dict[str, Any]:
+    """The same of the prompts asked again, under "without_bos" or "with_bos"."""
+    return {BOS[bos]: by_number(rows, {key: f"{name}_{BOS[bos]}" for key, name in numbers.items()})}
+
+
+def published_average(task: Mapping[str, Any], prompt_bos: bool) -> Mapping[str, float | None]:
+    """By number, the mean over answers of each one's perplexity after prompts without BOS; {} where none was asked."""
+    found = task.get(BOS[False], {}) if prompt_bos else task
+    average: Mapping[str, float | None] = found.get("per_answer_perplexity", {})
+    return average
 
 
 def under(condition: str, row: Mapping[str, Any]) -> Mapping[str, Any]:

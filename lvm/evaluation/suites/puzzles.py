@@ -18,11 +18,11 @@ import numpy as np
 
 from lvm.evaluation.cases import CONTROLS, NONE, RIGHT, SHUFFLED, WRONG_TASK, Case, Measure, Published, Shown
 from lvm.evaluation.choice_measures import ninth_cell, root_mean_square, share_of_least
-from lvm.evaluation.datasets.raven import TREE, RavenMatrices
+from lvm.evaluation.datasets.raven import SIDE, TREE, RavenMatrices
 from lvm.evaluation.matrices import Matrices, WorldMatrices
-from lvm.evaluation.pairing import PairCases, PairingConfig, group_by, thumbnail
+from lvm.evaluation.pairing import PairCases, PairingConfig, group_by, missing_controls, thumbnail
 from lvm.evaluation.prompts import pick
-from lvm.evaluation.suites.base import Context, PairOptions, describe_pairs, open_data
+from lvm.evaluation.suites.base import NEAREST_PAIR, Context, PairOptions, describe_pairs, open_data
 from lvm.evaluation.summary import interval
 from lvm.evaluation.tasks import Task
 from lvm.runtime import UserError
@@ -92,13 +92,16 @@ class PuzzleSuite:
                 raise UserError(f"the model's context holds {context.room} pictures; the panels of a matrix are 9")
             self._cases = PanelCases(self._data, number, context.seed)
         described = describe_pairs(self._data, TASK, config or PairingConfig(), context)
-        shown = set() if config else {"task", *vars(PairingConfig())}
+        hidden = set() if config else {"task", "shuffled", *vars(PairingConfig())}
         self.settings = {
-            **{key: value for key, value in described.items() if key not in shown},
+            **{key: value for key, value in described.items() if key not in hidden},
+            **({"resize": resized(options.form)} if isinstance(self._data, RavenMatrices) else {}),
+            **self._cases.missing_controls(),
             "held_out": "test split",
             "form": options.form,
             "pairs_are": "of the query's rules; wrong_task: of other rules" if config else None,
             "conditions": None if config else PANEL_CONDITIONS,
+            "nearest_pair": NEAREST_PAIR if config else NEAREST_ROW,
             "exact": options.exact,
             "chance": CHANCE,
             "cell": "the ninth without the lines about it" if config else "the whole picture",
@@ -161,6 +164,9 @@ class MatrixCases:
         self._data = data
         self._cases = PairCases(data, [TASK], config, num_cases, context.seed, True, context.encode)
 
+    def missing_controls(self) -> Mapping[str, Any]:
+        return missing_controls([self._cases])
+
     def __len__(self) -> int:
         return len(self._cases)
 
@@ -177,6 +183,14 @@ PANEL_CONDITIONS = {
     NONE: "the third row's two panels alone",
 }
 
+NEAREST_ROW = f"the third panel of the row whose second is nearest to the eighth panel, {NEAREST_PAIR}"
+
+
+def resized(form: Form) -> str:
+    """What becomes of RAVEN's files."""
+    whole = f"the matrix, {3 * SIDE}" if form == "matrix" else f"each panel, {SIDE}"
+    return f"{whole} pixels a side, box filter"
+
 
 class PanelCases:
     """The panels of one matrix, in reading order."""
@@ -184,6 +198,10 @@ class PanelCases:
     def __init__(self, data: Matrices, num_cases: int, seed: int):
         self._data, self._num_cases, self._seed = data, num_cases, seed
         self._queries = pick(len(data), np.arange(len(data)), (seed, 8)).tolist()
+
+    def missing_controls(self) -> Mapping[str, Any]:
+        one_kind = len(set(self._data.labels)) == 1
+        return {WRONG_TASK: {"panels": "none: all matrices are of one kind"}} if one_kind else {}
 
     def __len__(self) -> int:
         return self._num_cases
