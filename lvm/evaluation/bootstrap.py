@@ -31,7 +31,7 @@ def bootstrap_mean(
     if not len(known):
         return {"mean": float("nan"), "low": float("nan"), "high": float("nan")}
     weight = np.ones(len(known)) if weights is None else np.asarray(weights, np.float64)[known]
-    query = np.arange(len(known)) if queries is None else numbered([queries[i] for i in known])
+    query = np.arange(len(known)) if queries is None else numbered([queries[i] for i in known.tolist()])
     sums, totals = np.bincount(query, values[known] * weight), np.bincount(query, weight)
     equal = bool((totals == totals[0]).all())
     rng = np.random.default_rng(seed)

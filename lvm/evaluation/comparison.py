@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from lvm.evaluation.job import QUESTION
-from lvm.evaluation.summary import OF_A_TASK, finite, given, in_order, interval, values
+from lvm.evaluation.summary import OF_A_TASK, finite, given, in_order, interval, query_ids, values
 from lvm.runtime import UserError, read_json
 from lvm.runtime.configs import flat, shown
 
@@ -173,7 +173,7 @@ def compare_values(pairs: Sequence[tuple[Row, Row]], of: Callable[[Row], Any], s
     return {
         "a": finite(ours[both].mean()),
         "b": finite(theirs[both].mean()),
-        "difference": interval(difference, seed),
+        "difference": interval(difference, seed, query_ids([row for row, _ in pairs])),
         "won": int((sign * difference[both] > 0).sum()),
         "lost": int((sign * difference[both] < 0).sum()),
         "tied": int((difference[both] == 0).sum()),

@@ -62,8 +62,10 @@ class Helpers:
         except BaseException:
             self._stop()
             raise
-        for helper in self._processes or [lambda method, piece: getattr(self._here, method)(piece)]:
-            self._free.put(helper)
+        for process in self._processes:
+            self._free.put(process)
+        if not num:
+            self._free.put(lambda method, piece: getattr(self._here, method)(piece))
         self._threads = ThreadPoolExecutor(max(1, num))
 
     @property

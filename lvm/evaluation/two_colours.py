@@ -66,10 +66,10 @@ def mask_scores(found: "Bool[np.ndarray, 'y x']", true: "Bool[np.ndarray, 'y x']
 
 class Recoloured:
     """`data` with one channel as a mask of two colours. Whatever is not black in it is the figure; or, where a resize
-    may have mixed black and white, what is `nearer` to white."""
+    has `mixed` the figure with black, what is more than half as bright as its brightest."""
 
-    def __init__(self, data: Annotated, channel: str, colours: Colours, nearer: bool = False):
-        self._data, self._channel, self._colours, self._nearer = data, channel, colours, nearer
+    def __init__(self, data: Annotated, channel: str, colours: Colours, mixed: bool = False):
+        self._data, self._channel, self._colours, self._mixed = data, channel, colours, mixed
         self.name, self.channels = data.name, data.channels
         self.ids, self.groups, self.labels = data.ids, data.groups, data.labels
 
@@ -90,8 +90,9 @@ class Recoloured:
         if self._channel not in found:
             return found
         drawn = found[self._channel]
-        mask = BLACK_WHITE.read(drawn) if self._nearer else np.asarray(drawn.any(-1))
+        bright = drawn.max(-1)
+        mask = np.asarray(bright > bright.max() / 2 if self._mixed else bright > 0)
         return {**found, self._channel: self._colours.draw(mask)}
 
     def fingerprint(self) -> str:
-        return f"{self._data.fingerprint()} {self._channel} {self._colours} {self._nearer}"
+        return f"{self._data.fingerprint()} {self._channel} {self._colours} {self._mixed}"

@@ -335,3 +335,20 @@ def test_the_worlds_objects_are_asked_in_four_folds_within_seconds(saved_prompte
         assert set(fold["controls"]) == {"wrong_task", "shuffled", "none"}
         assert fold["baselines"]["copy_last_answer"]["iou"]["mean"] > fold["baselines"]["copy_query"]["iou"]["mean"]
     assert report["published"][-1]["scores"]["fold1"] == 0.5129 and report["published"][-1]["caveat"]
+
+
+def test_a_mask_that_a_resize_has_blurred_keeps_its_size(tmp_path):
+    """Masks of one's own in a channel that is resized as photos are: a bright rim is no figure."""
+    for folder in ("images/a", "wholes/a"):
+        (tmp_path / folder).mkdir(parents=True)
+    for k in range(4):
+        Image.fromarray(np.full((90, 90, 3), 20 * k, np.uint8)).save(tmp_path / f"images/a/{k}.png")
+        mask = np.zeros((90, 90), np.uint8)
+        mask[30:60, 30:60] = 200 if k else 255
+        Image.fromarray(mask).save(tmp_path / f"wholes/a/{k}.png")
+    source = tmp_path / "source.yaml"
+    source.write_text(f"kind: pictures\npath: {tmp_path}\nchannels: {{wholes: object_mask}}\n")
+    suite = suite_of(source, "pairs=2", kept_out=HeldOut())
+    for i in range(4):
+        figure = suite.case(i).truth[0].any(-1)
+        assert figure.sum() == pytest.approx((SIZE / 3) ** 2, rel=0.3)

@@ -7,19 +7,8 @@ Coordinates are pixels of the picture, box is left, top, right, bottom; paths st
 "id" (the path and the line's number) and "group" (the path). null is a keypoint that cannot be seen.
 
 Each object is cut out as the square about its box, a tenth of the larger side added all round, and its keypoints are
-drawn on it as red dots: channels image, keypoints and those derived of the cut. Pascal3D+
-(cvgl.stanford.edu/projects/pascal3d) keeps its annotations in MATLAB files, which are not read here. With SciPy, for
-each file Annotations/CLASS_pascal/NAME.mat:
-
-    record = scipy.io.loadmat(file, struct_as_record=False, squeeze_me=True)["record"]
-    for thing in numpy.atleast_1d(record.objects):
-        anchors = [getattr(thing.anchors, name) for name in sorted(thing.anchors._fieldnames)]
-        points = [(a.location - 1).tolist() if a.status == 1 else None for a in anchors]
-        image = f"Images/{file.parent.name}/{record.filename}"
-        line = {"image": image, "box": (thing.bbox - 1).tolist(), "label": getattr(thing, "class"), "keypoints": points}
-
-Objects of other classes have no anchors and are left out; published evaluations leave out those that are occluded,
-truncated or difficult too.
+drawn on it as red dots: channels image, keypoints and those derived of the cut. Pascal3D+ keeps its annotations in
+MATLAB files, which are not read here: docs/evaluation.md has the conversion.
 """
 
 import hashlib
@@ -159,5 +148,5 @@ def refuse_matlab(folder: Path) -> None:
     if next(iter(sorted(folder.glob("Annotations/**/*.mat"))), None) is not None:
         raise UserError(
             f"{folder} has MATLAB annotations (Annotations/*.mat), which are not read: convert them to a file of lines "
-            f"{FORM} (lvm/evaluation/datasets/keypoint_lines.py says how) and give --data FILE.jsonl"
+            f"{FORM} (docs/evaluation.md says how) and give --data FILE.jsonl"
         )

@@ -113,7 +113,7 @@ def make(context: Context, options: Options) -> DetectionSuite:
     number = context.num_cases or boxes.episodes
     task = Task("detection", "image", CHANNEL, "Detection")
     check_classes("detection", boxes.data, task, config, boxes.may_show)
-    drawn = Recoloured(boxes.data, CHANNEL, BLACK_WHITE, nearer=True)
+    drawn = Recoloured(boxes.data, CHANNEL, BLACK_WHITE, mixed=True)
     parts = []
     for split in range(1, options.splits + 1):
         draw = Task(f"split{split}", "image", CHANNEL, f"Detection, draw {split}")
@@ -123,7 +123,7 @@ def make(context: Context, options: Options) -> DetectionSuite:
         "episodes": number,
         "queries": len(parts[0].episodes[0].queries),
         "read_back": "the nearer of black and white (L2), the largest white piece of eight neighbours, its rectangle",
-        "boxes": "what is nearer to white (L2) than to black once drawn",
+        "boxes": "what is more than half as bright as the brightest, once drawn",
         "unreadable": len(boxes.broken),
     }
     return DetectionSuite(

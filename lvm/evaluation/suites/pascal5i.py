@@ -73,6 +73,7 @@ class Masks:
     drawn: str  # how masks are made
     held_out: str = ""  # of what is no source of files
     resize: str = ""  # of a public layout
+    mixed: bool = False  # a resize mixes figure and ground
 
 
 @dataclass
@@ -143,8 +144,10 @@ def open_masks(context: Context, options: Options) -> Masks:
         raise UserError(f"{data.name} has masks but no classes; put pictures and masks into a folder for each class")
     runs = [run for run in np.array_split(np.array(classes), min(FOLDS, len(classes)))]
     folds = by_fold(data, {str(label): fold for fold, run in enumerate(runs) for label in run})
-    how = "nearest pixel" if channel == "segmentation" else "bicubic"
-    return Masks(data, channel, folds, f"whatever is not black once resized ({how}); classes by name in four runs")
+    mixed = channel != "segmentation"
+    how = "bicubic, then what is more than half as bright as the brightest" if mixed else "nearest pixel"
+    drawn = f"whatever is not black, resized: {how}; classes by name in four runs"
+    return Masks(data, channel, folds, drawn, mixed=mixed)
 
 
 def pascal_masks(context: Context, options: Options, root: Path) -> Masks:
@@ -178,7 +181,7 @@ def make(context: Context, options: Options) -> Pascal5i:
     if not asked:
         raise UserError(f"no class of {names[0]} is left; use another fold, fewer pairs, or hold out more")
     colours = PALETTES[options.palette]
-    drawn = Recoloured(masks.data, masks.channel, colours)
+    drawn = Recoloured(masks.data, masks.channel, colours, masks.mixed)
     number = context.num_cases or EPISODES
     parts = []
     for name in asked:
