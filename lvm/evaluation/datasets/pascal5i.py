@@ -38,7 +38,7 @@ def refuse_sbd(data: str | None) -> None:
         if next((Path(str(data)).expanduser() / below).glob("*.mat"), None):
             raise UserError(
                 f"{data} is SBD's own tree: its masks are .mat files, which are not read; give VOC2012 with the merged "
-                f"masks as PNG that few-shot code ships: {EXPECTED}"
+                f"masks as PNG that few-shot code ships, or make them as docs/evaluation.md says: {EXPECTED}"
             )
 
 

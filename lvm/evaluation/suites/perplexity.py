@@ -77,8 +77,9 @@ class PerplexitySuite:
         )
         parts = self._cases.parts
         self.broken = self._cases.broken
+        described = describe_pairs(parts[0].data, None, config, context)
         self.settings = {
-            **describe_pairs(parts[0].data, None, config, context),
+            **{key: value for key, value in described.items() if key != "nearest_pair"},  # no answer stands beside
             **missing_controls(parts),
             "data": [part.data.name for part in parts],
             "data_fingerprint": [part.data.fingerprint() for part in parts],
