@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lvm.evaluation.annotated import Annotated
+from lvm.evaluation.cases import Case
 from lvm.evaluation.measures import nearest_colour
+from lvm.sources.base import BrokenItem
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, UInt8
@@ -62,6 +64,16 @@ def mask_scores(found: "Bool[np.ndarray, 'y x']", true: "Bool[np.ndarray, 'y x']
         "intersection": float(intersection),
         "union": float(union),
     }
+
+
+def need_figure(case: Case, colours: Colours) -> Case:
+    """Raises `BrokenItem` where the truth is ground alone: no answer could be scored."""
+    truth = case.truth[0]
+    if not colours.read(truth).any():
+        height, width = truth.shape[:2]
+        query, _, _ = case.id.partition("#")
+        raise BrokenItem(query, f"its truth shows no figure at {width} x {height} pixels: it is all ground")
+    return case
 
 
 class Recoloured:

@@ -130,7 +130,7 @@ def describe_pairs(data: Annotated, task: Task | None, config: PairingConfig, co
         "size": context.size,
         **how_drawn(data),
         "seed": context.seed,
-        "held_out": vars(context.kept_out) if isinstance(data, SourceItems) else "test split",
+        "held_out": vars(context.kept_out) if isinstance(data, SourceItems | KeypointLines) else "test split",
         "task": None if task is None else f"{task.input} -> {task.output}",
         **vars(config),
         "shuffled": "the input before itself" if config.pairs == 1 else "each input before the answer of the next pair",

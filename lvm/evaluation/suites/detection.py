@@ -20,9 +20,8 @@ from lvm.evaluation.filled_boxes import HIT, box_scores
 from lvm.evaluation.pairing import PairCases, check_classes, missing_controls
 from lvm.evaluation.parts import Joined
 from lvm.evaluation.suites.base import Context, PairOptions, PairSuite, describe_pairs, open_items
-from lvm.evaluation.suites.pascal5i import need_figure
 from lvm.evaluation.tasks import Task
-from lvm.evaluation.two_colours import BLACK_WHITE, Recoloured
+from lvm.evaluation.two_colours import BLACK_WHITE, Recoloured, need_figure
 from lvm.runtime import UserError
 
 if TYPE_CHECKING:

@@ -23,9 +23,8 @@ from lvm.evaluation.pairing import PairCases, PairingConfig, check_classes, miss
 from lvm.evaluation.parts import Joined, Subset
 from lvm.evaluation.suites.base import Context, PairOptions, PairSuite, describe_pairs, open_items
 from lvm.evaluation.tasks import Task
-from lvm.evaluation.two_colours import BLACK_WHITE, PALETTES, Colours, Recoloured, mask_scores
+from lvm.evaluation.two_colours import BLACK_WHITE, PALETTES, Colours, Recoloured, mask_scores, need_figure
 from lvm.runtime import UserError
-from lvm.sources.base import BrokenItem
 
 if TYPE_CHECKING:
     from lvm.evaluation.cases import Picture
@@ -85,16 +84,6 @@ class Pascal5i(PairSuite):
 
     def over_all(self, rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         return class_miou(rows)
-
-
-def need_figure(case: Case, colours: Colours) -> Case:
-    """Raises `BrokenItem` where the truth is ground alone: no answer could be scored."""
-    truth = case.truth[0]
-    if not colours.read(truth).any():
-        height, width = truth.shape[:2]
-        query, _, _ = case.id.partition("#")
-        raise BrokenItem(query, f"its truth shows no figure at {width} x {height} pixels: it is all ground")
-    return case
 
 
 def class_miou(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
