@@ -93,13 +93,14 @@ def test_swapping_the_two_turns_signs_and_counts(made: Path, tmp_path: Path) -> 
 
 
 def test_a_case_without_a_value_counts_on_neither_side() -> None:
-    pairs = [({"v": 1.0}, {"v": 2.0}), ({"v": None}, {"v": 50.0}), ({"v": 3.0}, {"v": 3.0}), ({"v": 5.0}, {"v": 2.0})]
+    both = [(1.0, 2.0), (None, 50.0), (3.0, 3.0), (5.0, 2.0)]
+    pairs = [({"id": str(i), "v": ours}, {"id": str(i), "v": theirs}) for i, (ours, theirs) in enumerate(both)]
     read = lambda row: row["v"]
     higher, lower = compare_values(pairs, read, 1, 0), compare_values(pairs, read, -1, 0)
     assert (higher["a"], higher["b"]) == (3.0, pytest.approx(7 / 3)) and higher["difference"]["items"] == 3
     assert [higher[key] for key in ("won", "lost", "tied")] == [1, 1, 1]
     assert [lower[key] for key in ("won", "lost", "tied")] == [1, 1, 1]
-    assert compare_values([({"v": None}, {"v": 1.0})], read, 1, 0) == {}
+    assert compare_values(pairs[1:2], read, 1, 0) == {}
     assert verdict({"difference": {"low": 0.1, "high": 0.2}}, True) == "better"
     assert verdict({"difference": {"low": 0.1, "high": 0.2}}, False) == "worse"
     assert verdict({"difference": {"low": None, "high": None}}, True) == ""
