@@ -100,6 +100,7 @@ def opened(options: Options) -> Prompter:
     shape = replace(
         model_config(options.model),
         num_codes=vq.config.num_embeddings,
+        vocab_size=0,  # as the codes need
         tokens_per_picture=vq.tokens_per_picture,
         max_position=options.pictures * vq.tokens_per_picture,
     )
