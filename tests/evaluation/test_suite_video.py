@@ -8,7 +8,8 @@ import pytest
 import torch
 import torchmetrics.functional.image as reference
 from small_clips import write_clips
-from tiny_prompter import SIZE, small_model, small_vqgan
+from suite_runs import save_prompter
+from tiny_prompter import SIZE
 
 from lvm.commands.evaluate import main
 from lvm.evaluation.ask import repaint
@@ -94,9 +95,7 @@ def test_baselines_repeat_go_on_and_average():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prompter")
-    vq = small_vqgan()
-    vq.save_pretrained(folder / "tokenizer")
-    small_model(vq).save_pretrained(folder / "model")
+    save_prompter(folder)
     (folder / "world.yaml").write_text(WORLD)
     return folder
 
