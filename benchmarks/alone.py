@@ -1,9 +1,11 @@
 """What benchmarks that are run as modules share: their command line, and measuring in a process of its own."""
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from lvm.commands._options import options_from
@@ -29,7 +31,23 @@ def in_own_process(module: str, function: str, *arguments: Any) -> Any:
     """What `function` of benchmarks.`module` returns, as JSON, there: its peak of memory is nobody else's."""
     code = f"import sys, json; from benchmarks.{module} import {function} as f; "
     code += "print(json.dumps(f(*json.loads(sys.argv[1]))))"
-    ended = subprocess.run([sys.executable, "-c", code, json.dumps(arguments)], capture_output=True, text=True)
+    command = [sys.executable, "-c", code, json.dumps(arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     if ended.returncode:
         raise UserError(ended.stderr.strip().splitlines()[-1] if ended.stderr.strip() else "the measurement failed")
     return json.loads(ended.stdout.splitlines()[-1])
+
+
+def resident_peak() -> int:
+    """Bytes of memory that this process held at most so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def resident(most: bool = False) -> int:
+    """Bytes of memory that this process holds, or held at most since `forget_peak`; as Linux says."""
+    key = "VmHWM:" if most else "VmRSS:"
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")

@@ -1,19 +1,32 @@
 """Training steps: lvm bench train [model=demo seq_len=576 batch_size=4 steps=5 rounds=7 compile=auto precision=auto]
 
-Ours: the loss function, clipping and AdamW of the training loop on one device. The alternative: transformers'
-LlamaForCausalLM of the same sizes and weights, bf16 by autocast, compiled, the same cross-entropy, clipping and AdamW
-on the same batch. Limit: the model's FLOPs (all of attention) at the speed of a matrix product.
+Ours: windows from a store of random codes by the loader, the loss function, clipping and AdamW of the training loop, on
+one device. The alternative: transformers' LlamaForCausalLM of the same sizes and weights, bf16 by autocast, compiled,
+the same cross-entropy, clipping and AdamW, on the first of these batches. Limit: the model's FLOPs (all of attention)
+at the speed of a matrix product; of a GPU the peak of its data sheet stands beside it, as MFU.
+
+`data_wait` is the share of our time in which the step had to wait for its windows. `work` splits a step by a profile:
+matrix products, fused attention, and the rest (norms, rotations, softmax, casts, updates, host); since the products are
+the same for both, their share bounds the ratio. `memory=true` runs each again in a process of its own and takes its
+largest resident size from the second step on, less that before the model was there, on a GPU what torch allocated at
+most; weights, gradients and moments are 16 bytes a parameter of it. What `lvm cost` plans with stands beside it.
 """
 
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.alone import forget_peak, in_own_process, resident
+from benchmarks.data import Options as StoreOptions
+from benchmarks.data import make_plan, write_store
 from lvm.commands.bench import (
     choose_device,
     hugging_face_model,
@@ -25,17 +38,27 @@ from lvm.commands.bench import (
     table,
     take_turns,
 )
-from lvm.model import LVM, LVMConfig
+from lvm.commands.cost import activation_bytes_per_token, gathered_bytes
+from lvm.data import WindowLoader
+from lvm.data.loader import Batch
+from lvm.model import LOGITS_AT_ONCE, LVM, LVMConfig
 from lvm.runtime.machine import bf16_is_fast, compile_problem
+from lvm.runtime.memory import keep_freed_memory
+from lvm.training.journal import peak_flops
 from lvm.training.optim import OptimConfig, clip_gradients, make_optimizer
 from lvm.training.parallel import make_loss
 
 Step = Callable[[], Tensor]  # one optimiser step; the loss before it
+Names = Literal["ours", "alternative"]
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "_linear_pointwise", "mkl_linear", "packed_linear")
+STATE_BYTES = 16  # a parameter: float32 weight, gradient and two moments
+LOGITS_BYTES = 14 * LOGITS_AT_ONCE
 
 
 @dataclass(frozen=True)
 class Options:
     model: str = "demo"  # demo, or a name in configs/model
+    num_codes: int = 0  # of the vocabulary; 0: the model's own
     seq_len: int = 576
     batch_size: int = 4
     steps: int = 5  # in a round
@@ -43,14 +66,60 @@ class Options:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: Literal["auto"] | bool = "auto"
     device: str = "auto"
+    memory: bool = True  # measure it too, each in a process of its own
+    alternative: bool = True  # false: ours alone, where the states of two models do not fit the device
 
 
-def make_tokens(config: LVMConfig, batch_size: int, seq_len: int, device: torch.device) -> Tensor:
-    """Random windows [b, T + 1] that begin with BOS."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(config.num_codes, (batch_size, seq_len + 1), generator=generator)
-    tokens[:, 0] = config.bos
-    return tokens.to(device)
+@dataclass(frozen=True)
+class Setting:
+    """What the options come to on this machine."""
+
+    config: LVMConfig
+    device: torch.device
+    dtype: torch.dtype
+    compiled: bool
+
+    @classmethod
+    def of(cls, options: Options) -> "Setting":
+        device = choose_device(options.device)
+        bf16 = options.precision == "bf16" or (options.precision == "auto" and bf16_is_fast(device))
+        compiled = compile_problem() is None if options.compile == "auto" else options.compile
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        config = model_config(options.model)
+        if options.num_codes:
+            config = replace(config, num_codes=options.num_codes, vocab_size=0)
+        return cls(config, device, dtype, compiled)
+
+    def __str__(self) -> str:
+        return f"{'bf16' if self.dtype == torch.bfloat16 else 'fp32'}, {'compiled' if self.compiled else 'eager'}"
+
+
+class Windows:
+    """Batches of the training loader on the device, and the seconds spent waiting for them."""
+
+    def __init__(self, loader: WindowLoader, device: torch.device):
+        self._loader, self._device, self.waited = loader, device, 0.0
+
+    def next(self) -> Batch:
+        start = time.perf_counter()
+        (batch,) = next(self._loader)
+        self.waited += time.perf_counter() - start
+        return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+
+
+@contextmanager
+def windows_of(options: Options, setting: Setting) -> Iterator[Windows]:
+    config = setting.config
+    store = StoreOptions(
+        pictures=1000,
+        tokens_per_picture=config.tokens_per_picture or 256,
+        num_codes=config.num_codes,
+        seq_len=options.seq_len,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        plan = make_plan(write_store(Path(folder) / "store", store), store)
+        with WindowLoader(plan, options.batch_size, pin=setting.device.type == "cuda") as loader:
+            yield Windows(loader, setting.device)
 
 
 def make_step(parameters_of: nn.Module, loss: Step) -> Step:
@@ -69,69 +138,165 @@ def make_step(parameters_of: nn.Module, loss: Step) -> Step:
     return step
 
 
-def our_step(model: LVM, tokens: Tensor, dtype: torch.dtype, compiled: bool) -> Step:
-    loss_of = make_loss(model, dtype, document_mask=False, compile=compiled)
-    role = torch.zeros_like(tokens, dtype=torch.int8)
-    targets = torch.tensor(float(tokens[:, 1:].numel()), device=tokens.device)
-    return make_step(model, lambda: loss_of(tokens, role, targets)[0])
+def our_step(model: LVM, windows: Windows, setting: Setting) -> Step:
+    model.attention_implementation = "auto"  # as the trainer's default
+    loss_of = make_loss(model, setting.dtype, document_mask=False, compile=setting.compiled)
 
-
-def their_step(net: nn.Module, tokens: Tensor, dtype: torch.dtype, compiled: bool) -> Step:
     def loss() -> Tensor:
-        with torch.autocast(tokens.device.type, dtype, enabled=dtype != torch.float32):
+        batch = windows.next()
+        targets = torch.full((), float(batch["tokens"][:, 1:].numel()), device=setting.device)
+        return loss_of(batch["tokens"], batch["role"], targets)[0]
+
+    return make_step(model, loss)
+
+
+def their_step(net: nn.Module, tokens: Tensor, setting: Setting) -> Step:
+    def loss() -> Tensor:
+        with torch.autocast(tokens.device.type, setting.dtype, enabled=setting.dtype != torch.float32):
             logits = net(input_ids=tokens[:, :-1], use_cache=False).logits
         return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
 
-    return make_step(net, torch.compile(loss, dynamic=False) if compiled else loss)
+    return make_step(net, torch.compile(loss, dynamic=False) if setting.compiled else loss)
+
+
+def first_tokens(options: Options, setting: Setting) -> Tensor:
+    with windows_of(options, setting) as windows:
+        return windows.next()["tokens"]
+
+
+def work_of(step: Step, steps: int, device: torch.device) -> dict[str, float]:
+    """Seconds of a step by a profile: matrix products, fused attention, and all else."""
+    on_gpu = device.type == "cuda"
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    kinds += [torch.profiler.ProfilerActivity.CUDA] if on_gpu else []
+    with torch.profiler.profile(activities=kinds) as profile:
+        whole = seconds_of(lambda: [step() for _ in range(steps)], device) / steps
+    seconds = {"products": 0.0, "attention": 0.0}
+    for event in profile.key_averages():
+        name = event.key.rpartition("::")[2]
+        spent = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6 / steps
+        if "attention" in name and "::" in event.key:
+            seconds["attention"] += spent
+        elif name in PRODUCTS and "::" in event.key:
+            seconds["products"] += spent
+    return seconds | {"rest": whole - sum(seconds.values()), "step": whole}
+
+
+def peak_bytes(values: dict[str, Any], name: Names) -> dict[str, float]:
+    """In this process: the most memory that steps take after the first, less what was there before the model was."""
+    keep_freed_memory()  # as every command does
+    options = Options(**values)
+    setting = Setting.of(options)
+    on_gpu = setting.device.type == "cuda"
+    tokens = first_tokens(options, setting)
+    if setting.compiled:  # the compiler itself takes 200 MB
+        torch.compile(lambda x: (x * 2).sum())(torch.ones(3, requires_grad=True)).backward()
+    before = 0 if on_gpu else resident()
+    model = LVM(setting.config).to(setting.device).train()
+    with windows_of(options, setting) as windows:
+        if name == "ours":
+            step = our_step(model, windows, setting)
+        else:
+            net = hugging_face_model(model)
+            del model
+            step = their_step(net.train(), tokens, setting)
+        step()
+        torch.cuda.reset_peak_memory_stats() if on_gpu else forget_peak()
+        step()
+        step()
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resident(most=True)
+    return {"bytes": peak - before}
+
+
+def planned_bytes(options: Options, config: LVMConfig) -> int:
+    """What `lvm cost` plans with on one device: states, their copy in bf16, logits, activations."""
+    activations = activation_bytes_per_token(config) * options.batch_size * options.seq_len
+    return STATE_BYTES * config.num_params + gathered_bytes(config, 1) + LOGITS_BYTES + activations
 
 
 def run(options: Options) -> dict[str, Any]:
-    device, config = choose_device(options.device), model_config(options.model)
-    wanted = options.precision == "bf16" or (options.precision == "auto" and bf16_is_fast(device))
-    dtype = torch.bfloat16 if wanted else torch.float32
-    compiled = compile_problem() is None if options.compile == "auto" else options.compile
-    kind = f"{'bf16' if wanted else 'fp32'}, {'compiled' if compiled else 'eager'}"
-    model = LVM(config).to(device).train()
-    net = hugging_face_model(model)
-    tokens = make_tokens(config, options.batch_size, options.seq_len, device)
+    setting = Setting.of(options)
+    tokens = first_tokens(options, setting)
+    model = LVM(setting.config).to(setting.device).train()
+    net = hugging_face_model(model) if options.alternative else None
+    with windows_of(options, setting) as windows:
+        steps = {"ours": our_step(model, windows, setting)}
+        if net is not None:
+            steps["alternative"] = their_step(net.train(), tokens, setting)
+        first_loss: dict[str, float] = {}
+        first_seconds = {}
+        for name, step in steps.items():
+            start = time.perf_counter()
+            first_loss[name] = float(step())
+            first_seconds[name] = time.perf_counter() - start
 
-    steps = {"ours": our_step(model, tokens, dtype, compiled)}
-    if net is not None:
-        steps["alternative"] = their_step(net.train(), tokens, dtype, compiled)
-    first_loss: dict[str, float] = {}
-    first_seconds = {}
-    for name, step in steps.items():
-        start = time.perf_counter()
-        first_loss[name] = float(step())
-        first_seconds[name] = time.perf_counter() - start
+        def some(step: Step) -> Callable[[], float]:
+            return lambda: seconds_of(lambda: [step() for _ in range(options.steps)], setting.device)
 
-    def some(step: Step) -> Callable[[], float]:
-        return lambda: seconds_of(lambda: [step() for _ in range(options.steps)], device)
-
-    seconds = take_turns({name: some(step) for name, step in steps.items()}, options.rounds)
+        windows.waited = 0.0
+        seconds = take_turns({name: some(step) for name, step in steps.items()}, options.rounds)
+        data_wait = windows.waited / sum(seconds["ours"]) * options.rounds / (options.rounds + 1)
+        work = {name: work_of(step, min(3, options.steps), setting.device) for name, step in steps.items()}
+    del model, net, steps
     amount, unit = options.steps * options.batch_size * options.seq_len, "tokens/s"
+    flops, peak = setting.config.flops_per_token(options.seq_len), matmul_peak(str(setting.device))
+    of_sheet = peak_flops(setting.device)
 
-    def one(name: str, what: str) -> dict[str, Any]:
-        more = {"first_loss": first_loss[name], "first_step_seconds": first_seconds[name]}
-        return measured(f"{what}: {kind}", amount, unit, seconds[name], **more)
+    def one(name: Names, what: str) -> dict[str, Any]:
+        more: dict[str, Any] = {"first_loss": first_loss[name], "first_step_seconds": first_seconds[name]}
+        more["work"] = work[name]
+        found = measured(f"{what}: {setting}", amount, unit, seconds[name], **more)
+        found["mfu"] = of_sheet and found["rate"] * flops / of_sheet
+        if options.memory:
+            found["memory"] = in_own_process("train", "peak_bytes", asdict(options), name)
+        return found
 
-    flops, peak = config.flops_per_token(options.seq_len), matmul_peak(str(device))
     fastest = max(peak.values())
     found = result(
         "train",
         options,
-        one("ours", "the training loop's step"),
+        one("ours", "the training loop's step") | {"data_wait": data_wait},
         one("alternative", "transformers' LlamaForCausalLM")
-        if net is not None
-        else {"what": "transformers is not installed; pip install transformers"},
+        if "alternative" in seconds
+        else {"what": "not asked for" if not options.alternative else "transformers is not installed; pip install it"},
         {
             "what": f"{flops / 1e6:,.2f} MFLOP a token at the matrix product's {fastest / 1e12:.3f} TFLOP/s",
             "rate": fastest / flops,
             "unit": unit,
             "flops_per_token": flops,
+            "flops_per_token_causal": setting.config.flops_per_token(options.seq_len, causal=True),
             "matmul_flops": peak,
+            "data_sheet_flops": of_sheet,
         },
-        params=config.num_params,
+        params=setting.config.num_params,
+        state_bytes=STATE_BYTES * setting.config.num_params,
+        planned_bytes=planned_bytes(options, setting.config),
     )
     print(table(found))
+    print(details(found))
     return found
+
+
+def details(found: dict[str, Any]) -> str:
+    """Where the time of a step goes, and its memory, one contestant beside the other."""
+    ours, other = found["ours"], found["alternative"]
+    lines = []
+    for name, one in (("ours", ours), ("alternative", other)):
+        if "work" not in one:
+            continue
+        work, memory = one["work"], one.get("memory")
+        parts = ", ".join(f"{part} {work[part] / work['step']:.0%}" for part in ("products", "attention", "rest"))
+        line = f"  {name:<12}{work['step'] * 1e3:14,.1f} ms a step: {parts}"
+        line += f"; {memory['bytes'] / 1e9:.2f} GB" if memory else ""
+        lines.append(line + (f"; MFU {one['mfu']:.1%}" if one["mfu"] else ""))
+    if "memory" in ours:
+        states, planned = (found[key] / 1e9 for key in ("state_bytes", "planned_bytes"))
+        lines.append(f"  of the memory {states:.2f} GB are states; lvm cost plans with {planned:.2f} GB in all")
+    lines.append(f"  ours waited for its windows {ours['data_wait']:.1%} of the time")
+    if "work" in other:
+        rest = ours["work"]["rest"] / other["work"]["rest"]
+        line = f"  ours / alternative: rest {rest:.2f}"
+        if "memory" in ours:
+            line += f", memory {ours['memory']['bytes'] / other['memory']['bytes']:.2f}"
+        lines.append(line)
+    return "\n".join(lines)

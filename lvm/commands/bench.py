@@ -7,6 +7,7 @@ contestants take turns, medians, and the physical limits of the machine.
 
 import argparse
 import functools
+import importlib
 import importlib.util
 import statistics
 import sys
@@ -153,12 +154,16 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def model_config(name: str) -> LVMConfig:
-    """The demo's model, or one of configs/model."""
+    """The demo's model, or one of configs/model; without Hydra too, which these files do not need."""
     if name == "demo":
         return DEMO
-    from lvm.runtime.config_files import load_config
+    from lvm.runtime.config_files import find_config, load_config
 
-    return build(LVMConfig, load_config(f"model/{name}"), "model")
+    if importlib.util.find_spec("hydra") is not None:
+        return build(LVMConfig, load_config(f"model/{name}"), "model")
+    import yaml
+
+    return build(LVMConfig, yaml.safe_load(find_config(f"model/{name}").read_text()), "model")
 
 
 def hugging_face_model(model: LVM) -> Any:
@@ -185,18 +190,9 @@ def benchmark(name: str) -> ModuleType:
     path = FOLDER / f"{name}.py"
     if not path.is_file():
         raise UserError(f"{path} is missing: benchmarks come with a checkout of the project, installed by pip -e")
-    key = f"lvm_benchmark_{name}"  # not `tokenize`: that is a module of Python's own
-    if key not in sys.modules:
-        spec = importlib.util.spec_from_file_location(key, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[key] = module  # before it runs: dataclasses look their module up
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[key]
-            raise
-    return sys.modules[key]
+    if str(FOLDER.parent) not in sys.path:
+        sys.path.append(str(FOLDER.parent))
+    return importlib.import_module(f"benchmarks.{name}")
 
 
 def main(argv: Sequence[str]) -> int:

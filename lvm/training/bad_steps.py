@@ -170,19 +170,11 @@ class BadSteps:
 def update_unless(optimizer: Optimizers, bad: "Bool[Tensor, '']") -> None:
     """A step of the optimisers that changes no weight and no moment where `bad` is true. Nothing waits for the device.
 
-    Fused AdamW looks at the flag itself; of what another optimiser changes a copy is kept meanwhile.
+    Fused AdamW and our Muon look at the flag themselves.
     """
     for part in optimizer.parts:
-        if isinstance(part, torch.optim.AdamW):
-            part.found_inf = bad.float()  # type: ignore[attr-defined]
-            part.step()
-            continue
-        changed = [p for group in part.param_groups for p in group["params"]]
-        changed += [value for p in changed for value in part.state[p].values() if isinstance(value, Tensor)]
-        before = [tensor.detach().clone() for tensor in changed]
+        part.found_inf = bad.float()  # type: ignore[attr-defined]
         part.step()
-        for tensor, former in zip(changed, before):
-            tensor.detach().copy_(torch.where(bad, former, tensor.detach()))
 
 
 def _step_of(checkpoint: Path) -> int:

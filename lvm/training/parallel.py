@@ -9,7 +9,6 @@ Uncompiled, both give the same bits on one rank (a test says so). Master weights
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +18,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from lvm.model import LVM, document_positions
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
 ANSWER_ROLE, PAD_ROLE = 1, 3
 LossOn = Literal["all", "answers"]
-UNFUSED_ATTENTION = 1024  # tokens of a window up to which a CPU's compiled attention holds its t x t weights
 # (tokens int64 [b, t + 1], role int8 [b, t + 1], targets of the whole step) -> loss, nll of those that count [b, t]
 LossFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -149,6 +146,7 @@ _PRODUCTS = {
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.lvm.blockwise_attention.default,
     torch.ops.higher_order.flex_attention,
 }
 
@@ -204,17 +202,6 @@ def counted(role: "Int[Tensor, 'b t_plus_1']", loss_on: LossOn) -> "Bool[Tensor,
     return target != PAD_ROLE if loss_on == "all" else target == ANSWER_ROLE
 
 
-def attention_kernel(tokens: Tensor) -> AbstractContextManager[None]:
-    """What compiled attention runs on: the fused kernels, but for short windows on a CPU.
-
-    The fused kernel's backward pass is slow there: products and softmax that inductor compiles take 13% less of a step
-    of the demo's net.
-    """
-    if tokens.device.type == "cpu" and tokens.shape[1] <= UNFUSED_ATTENTION:
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
-
-
 def make_loss(
     model: LVM,
     dtype: torch.dtype,
@@ -230,16 +217,13 @@ def make_loss(
 
     def loss(tokens: Tensor, role: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         inputs = tokens, counted(role, loss_on)
-        with attention_kernel(tokens) if compile else nullcontext():
-            if dtype == torch.float32:
-                loss, nll = module(*inputs)
-            else:
-                cast = {name: parameter.to(dtype) for name, parameter in module.to_cast(recomputed)}
-                loss, nll = torch.func.functional_call(module, cast, inputs)
+        if dtype == torch.float32:
+            loss, nll = module(*inputs)
+        else:
+            cast = {name: parameter.to(dtype) for name, parameter in module.to_cast(recomputed)}
+            loss, nll = torch.func.functional_call(module, cast, inputs)
         return loss / targets, nll
 
-    if compile and next(model.parameters()).device.type == "cpu":
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # CPUs obey it: else bf16 products become float32
     return torch.compile(loss, dynamic=False) if compile else loss
 
 

@@ -77,11 +77,29 @@ def check(name, groups, documents, backward=True, tolerance=1e-5, **where):
 
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["whole", "documents"])
 @pytest.mark.parametrize("groups", [4, 2, 1])
-@pytest.mark.parametrize("name", ["sdpa", "flash", "flex"])
+@pytest.mark.parametrize("name", ["sdpa", "blocks", "flash", "flex"])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_each_implementation_is_the_plain_softmax(monkeypatch, name, groups, documents):
+    monkeypatch.setattr(lvm.attention, "ROWS", 5)  # two blocks of twelve rows
     monkeypatch.setitem(sys.modules, "flash_attn", fake_flash())
     check(name, groups, documents, backward=name != "flex")
+
+
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["whole", "documents"])
+@pytest.mark.parametrize("rows", [1, 4, 7, 256])
+def test_blocks_of_any_length_are_the_plain_softmax(monkeypatch, rows, documents):
+    monkeypatch.setattr(lvm.attention, "ROWS", rows)
+    covered = [i for start, end in lvm.attention._blocks_of(12) for i in range(start, end)]
+    assert covered == list(range(12))
+    check("blocks", 2, documents)
+    check("blocks", 2, documents, tolerance=0.05, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_blocks_are_an_operator_as_torch_wants_them(documents):
+    q, k, v = (torch.randn(2, 2, 6, 4).requires_grad_() for _ in range(3))
+    seen = lvm.attention.document_mask(torch.tensor([[0] * 3 + [1] * 3] * 2)) if documents else None
+    torch.library.opcheck(lvm.attention.blockwise, (q, k, v, seen))
 
 
 @NEEDS_GPU
@@ -92,7 +110,7 @@ def test_each_implementation_on_a_gpu_is_the_plain_softmax(name, groups, documen
     check(name, groups, documents, tolerance=0.05, head_size=8, device=GPU, dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", ["flash", "flex"])
+@pytest.mark.parametrize("name", ["blocks", "flash", "flex"])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_a_model_gives_the_same_logits_by_each(monkeypatch, name):
     monkeypatch.setitem(sys.modules, "flash_attn", fake_flash())
@@ -120,7 +138,8 @@ def test_bounds_of_documents_are_where_a_row_or_a_document_starts(lengths):
 @pytest.mark.parametrize(
     ("installed", "device", "dtype", "documents", "expected"),
     [
-        (True, CPU, torch.bfloat16, False, "sdpa"),
+        (True, CPU, torch.bfloat16, False, "blocks"),
+        (True, CPU, torch.bfloat16, True, "blocks"),
         (True, CPU, torch.float32, True, "sdpa"),
         (True, GPU, torch.bfloat16, False, "flash"),
         (True, GPU, torch.float32, False, "sdpa"),
@@ -141,6 +160,7 @@ def test_auto_takes_the_best_that_can_run(monkeypatch, installed, device, dtype,
         ("flash", True, CPU, torch.bfloat16, "this is bfloat16 on cpu; use attention=auto"),
         ("flash", True, GPU, torch.float32, "this is float32 on cuda; use attention=auto"),
         ("flex", True, CPU, torch.float32, "no backward pass on a CPU; use attention=auto"),
+        ("blocks", True, GPU, torch.bfloat16, "is for a CPU, this is cuda; use attention=auto"),
     ],
 )
 def test_one_that_cannot_run_is_refused_with_the_remedy(monkeypatch, name, installed, device, dtype, message):

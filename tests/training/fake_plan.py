@@ -64,7 +64,7 @@ class FakePlan:
 
 
 def run(folder: Path, plan: FakePlan | None = None, **changes: object) -> tuple[LVM, TrainResult]:
-    """Train the tiny model; `changes` are fields of the trainer, the optimiser, the model or the run."""
+    """Train the tiny model; `changes` are fields of the trainer, the optimiser, the model or the run; or `device`."""
     parts = []
     options = RunOptions(folder, seed=1)
     for config in (TRAINER, OPTIM, MODEL, options):
@@ -78,6 +78,7 @@ def run(folder: Path, plan: FakePlan | None = None, **changes: object) -> tuple[
         plan or FakePlan(),
         model,
         options,
+        str(changes.get("device", "cpu")),
         held_out=FakePlan(7),
         answer=changes.get("answer"),  # type: ignore[arg-type]
     )

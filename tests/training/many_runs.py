@@ -14,7 +14,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from fake_plan import MODEL, FakePlan, run
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
+import lvm.training.muon as muon
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import exit_with_one_line
 from lvm.training.parallel import ParallelConfig, loss_on_mesh, make_mesh
@@ -60,7 +64,32 @@ class Killed(FakePlan):
         return super().windows(i, n)
 
 
+def muon_on_shards(at_once: int) -> dict:
+    """Three steps of Muon on sharded matrices and on whole ones: equal bits, and how many this rank orthogonalised."""
+    shapes = [(12, 12), (30, 12), (12, 12), (3, 30), (12, 12), (30, 12), (7, 5), (12, 12), (12, 12)]
+    muon.ELEMENTS_AT_ONCE, plain_newton_schulz, made = at_once, muon.newton_schulz, []
+    generator = torch.Generator().manual_seed(0)
+    whole = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("shard",))
+    shard = lambda tensor: distribute_tensor(tensor, mesh, [Shard(0)])
+    parts = [nn.Parameter(shard(matrix.detach())) for matrix in whole]
+    ours, expected = (muon.Muon(some, lr=0.1, weight_decay=0.2, momentum=0.9) for some in (parts, whole))
+    for step in range(4):
+        for part, matrix in zip(parts, whole):
+            matrix.grad = torch.randn(matrix.shape, generator=generator)
+            part.grad = shard(matrix.grad)
+        ours.found_inf = expected.found_inf = torch.tensor(float(step == 2))  # a bad step changes nothing
+        expected.step()
+        muon.newton_schulz = lambda x: made.append(len(x)) or plain_newton_schulz(x)
+        ours.step()
+        muon.newton_schulz = plain_newton_schulz
+    equal = all(torch.equal(part.detach().full_tensor(), matrix) for part, matrix in zip(parts, whole))
+    return {"equal": equal, "orthogonalised": sum(made), "at_once": max(made)}
+
+
 def do(job: dict) -> object:
+    if "muon" in job:
+        return [muon_on_shards(at_once) for at_once in job["muon"]]
     if "large" in job:
         return grown_by_large_model()
     if "weights" in job:

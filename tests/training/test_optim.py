@@ -152,3 +152,15 @@ def test_muon_in_batches_is_torchs_to_the_bit(monkeypatch, at_once):
         torchs.step()
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
     assert torch.equal(optimizer.state[ours[0]]["momentum_buffer"], torchs.state[theirs[0]]["momentum_buffer"])
+
+
+def test_muon_changes_nothing_in_a_bad_step():
+    ours = matrices()
+    optimizer = Muon(ours, lr=0.1, weight_decay=0.2, momentum=0.9)
+    before = [p.detach().clone() for p in ours]
+    for p in ours:
+        p.grad = torch.full_like(p, math.nan)
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert all(torch.equal(p, former) for p, former in zip(ours, before))
+    assert not any(state["momentum_buffer"].any() for state in optimizer.state.values())

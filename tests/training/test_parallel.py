@@ -99,7 +99,7 @@ def launched(tmp_path_factory):
         {"folder": str(folder / f"row-{i}"), "parallel": parallel} | STEPS | settings
         for i, (parallel, settings) in enumerate(TABLE)
     ]
-    jobs = [{"large": True}, {"weights": [1, 2, 4]}, moved | {"max_steps": 6}, *rows]
+    jobs = [{"large": True}, {"weights": [1, 2, 4]}, moved | {"max_steps": 6}, *rows, {"muon": [2**24, 144]}]
     return folder, two, on_ranks(folder / "four", 4, jobs)
 
 
@@ -143,6 +143,17 @@ def test_a_run_moved_from_two_ranks_to_one_to_four_reads_the_same_windows(launch
     assert sum(map(len, read)) == len(set.union(*read))  # none by two ranks
     run(tmp_path, max_steps=6, precision="fp32", log_every_steps=1)
     assert losses(folder / "moved") == pytest.approx(losses(tmp_path), rel=1e-5)
+
+
+def test_muon_deals_matrices_out_to_ranks_and_changes_no_bit(launched):
+    _, _, four = launched
+    in_batches, one_by_one = zip(*four[-1])
+    steps, matrices = 4, 9
+    for reports in (in_batches, one_by_one):
+        assert all(report["equal"] for report in reports)
+        assert sum(report["orthogonalised"] for report in reports) == steps * matrices
+    assert max(report["at_once"] for report in in_batches) == 2  # five alike on four ranks
+    assert {report["at_once"] for report in one_by_one} == {1}
 
 
 def test_a_mesh_that_is_not_the_number_of_ranks_is_refused_with_a_remedy():
