@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -43,7 +43,7 @@ class Options:
 class Watched(CheckpointWriter):
     """Notes from when to when each save ran beside the training."""
 
-    beside: list[list[float]] = []
+    beside: ClassVar[list[list[float]]] = []
 
     def save(self, *arguments: Any, **options: Any) -> None:
         self.beside.append([time.perf_counter()])  # the loop has waited for the save before
@@ -57,8 +57,8 @@ class Watched(CheckpointWriter):
 class Clocked(Journal):
     """Notes when each step ended, and for how long the loop was stopped after it."""
 
-    ends: list[float] = []
-    stopped: list[float] = []
+    ends: ClassVar[list[float]] = []
+    stopped: ClassVar[list[float]] = []
 
     def advance(self) -> None:
         super().advance()
@@ -97,7 +97,7 @@ def run(options: Options) -> dict[str, Any]:
         start, end = Clocked.ends[number - 1], Clocked.ends[number]
         busy = any(begun < end and start < done for begun, done in saves)
         (beside if busy else alone).append(end - start - Clocked.stopped[number - 1])
-    step = statistics.median(alone)
+    step = statistics.median(alone or beside)
     written = 12 * config.num_params
     found = {
         "blocked_seconds": blocked,
@@ -110,11 +110,9 @@ def run(options: Options) -> dict[str, Any]:
     }
     slower = found["step_seconds_beside_a_save"]
     print(f"a step {step:.3f} s" + (f"; while a checkpoint is written {slower:.3f} s" if slower else ""))
-    print(
-        f"{written / 1e6:,.0f} MB: blocked for {', '.join(f'{s:.3f}' for s in found['blocked_seconds'])} s "
-        f"({found['blocked_share_of_a_step']:.0%} of a step at most; a copy takes {found['copy_limit_seconds']:.3f} s), "
-        f"written in {', '.join(f'{s:.2f}' for s in found['writing_seconds'])} s"
-    )
+    seconds = lambda values: ", ".join(f"{value:.3f}" for value in values)
+    print(f"{written / 1e6:,.0f} MB: blocked for {seconds(blocked)} s, {max(blocked) / step:.0%} of a step at most")
+    print(f"written in {seconds(found['writing_seconds'])} s; a copy takes {found['copy_limit_seconds']:.3f} s")
     machine = {"machine": machine_description(), "commit": git_commit()}
     return {"benchmark": "saving", "result": found, "options": asdict(options), **machine}
 

@@ -6,10 +6,10 @@ the same cross-entropy, clipping and AdamW, on the first of these batches. Limit
 at the speed of a matrix product; of a GPU the peak of its data sheet stands beside it, as MFU.
 
 `data_wait` is the share of our time in which the step had to wait for its windows. `work` splits a step by a profile:
-matrix products, fused attention, and the rest (norms, rotations, softmax, casts, updates, host); since the products are
-the same for both, their share bounds the ratio. `memory=true` runs each again in a process of its own and takes its
-largest resident size from the second step on, less that before the model was there, on a GPU what torch allocated at
-most; weights, gradients and moments are 16 bytes a parameter of it. What `lvm cost` plans with stands beside it.
+matrix products, fused attention, and the rest (norms, rotations, softmax, casts, updates, host); the products are the
+same for both, so their share bounds the ratio. `memory=true` runs each again in a process of its own and takes what
+torch had allocated at most in a step; weights, gradients and moments are 16 bytes a parameter of it, and what `lvm cost`
+plans with stands beside it. The largest resident size, of a CPU, has what the C library keeps and compiled code in it.
 """
 
 import tempfile
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ from lvm.commands.bench import (
     table,
     take_turns,
 )
-from lvm.commands.cost import activation_bytes_per_token, gathered_bytes
+from lvm.commands.cost import activation_bytes_per_token, gathered_bytes, recomputed_bytes_per_token
 from lvm.data import WindowLoader
 from lvm.data.loader import Batch
 from lvm.model import LOGITS_AT_ONCE, LVM, LVMConfig
@@ -46,7 +47,7 @@ from lvm.runtime.machine import bf16_is_fast, compile_problem
 from lvm.runtime.memory import keep_freed_memory
 from lvm.training.journal import peak_flops
 from lvm.training.optim import OptimConfig, clip_gradients, make_optimizer
-from lvm.training.parallel import make_loss
+from lvm.training.parallel import ParallelConfig, make_loss
 
 Step = Callable[[], Tensor]  # one optimiser step; the loss before it
 Names = Literal["ours", "alternative"]
@@ -65,6 +66,7 @@ class Options:
     rounds: int = 7
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: Literal["auto"] | bool = "auto"
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"  # of ours
     device: str = "auto"
     memory: bool = True  # measure it too, each in a process of its own
     alternative: bool = True  # false: ours alone, where the states of two models do not fit the device
@@ -78,6 +80,7 @@ class Setting:
     device: torch.device
     dtype: torch.dtype
     compiled: bool
+    parallel: ParallelConfig
 
     @classmethod
     def of(cls, options: Options) -> "Setting":
@@ -88,7 +91,8 @@ class Setting:
         config = model_config(options.model)
         if options.num_codes:
             config = replace(config, num_codes=options.num_codes, vocab_size=0)
-        return cls(config, device, dtype, compiled)
+        parallel = ParallelConfig(activation_checkpointing=options.activation_checkpointing)
+        return cls(config, device, dtype, compiled, parallel)
 
     def __str__(self) -> str:
         return f"{'bf16' if self.dtype == torch.bfloat16 else 'fp32'}, {'compiled' if self.compiled else 'eager'}"
@@ -140,7 +144,7 @@ def make_step(parameters_of: nn.Module, loss: Step) -> Step:
 
 def our_step(model: LVM, windows: Windows, setting: Setting) -> Step:
     model.attention_implementation = "auto"  # as the trainer's default
-    loss_of = make_loss(model, setting.dtype, document_mask=False, compile=setting.compiled)
+    loss_of = make_loss(model, setting.dtype, False, setting.compiled, parallel=setting.parallel)
 
     def loss() -> Tensor:
         batch = windows.next()
@@ -182,8 +186,8 @@ def work_of(step: Step, steps: int, device: torch.device) -> dict[str, float]:
     return seconds | {"rest": whole - sum(seconds.values()), "step": whole}
 
 
-def peak_bytes(values: dict[str, Any], name: Names) -> dict[str, float]:
-    """In this process: the most memory that steps take after the first, less what was there before the model was."""
+def peak_bytes(values: dict[str, Any], name: Names) -> dict[str, int]:
+    """In this process: what torch had allocated at most in a step after the first ones, and what was resident."""
     keep_freed_memory()  # as every command does
     options = Options(**values)
     setting = Setting.of(options)
@@ -201,17 +205,33 @@ def peak_bytes(values: dict[str, Any], name: Names) -> dict[str, float]:
             del model
             step = their_step(net.train(), tokens, setting)
         step()
-        torch.cuda.reset_peak_memory_stats() if on_gpu else forget_peak()
         step()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            step()
+            return {"bytes": torch.cuda.max_memory_allocated()}
+        forget_peak()
         step()
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resident(most=True)
-    return {"bytes": peak - before}
+        most = resident(most=True) - before
+        kept = (STATE_BYTES - 4) * setting.config.num_params  # between steps there are no gradients
+        return {"bytes": kept + allocated_on_top(step), "resident": most}
+
+
+def allocated_on_top(step: Step) -> int:
+    """Bytes that torch's allocator for the CPU gives out in a step at most, beside what was there before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    assert profile.profiler is not None and profile.profiler.kineto_results is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(held, default=0)
 
 
 def planned_bytes(options: Options, config: LVMConfig) -> int:
     """What `lvm cost` plans with on one device: states, their copy in bf16, logits, activations."""
-    activations = activation_bytes_per_token(config) * options.batch_size * options.seq_len
-    return STATE_BYTES * config.num_params + gathered_bytes(config, 1) + LOGITS_BYTES + activations
+    way, tokens = options.activation_checkpointing, options.batch_size * options.seq_len
+    activations = (activation_bytes_per_token(config, way) + recomputed_bytes_per_token(config, way)) * tokens
+    return STATE_BYTES * config.num_params + gathered_bytes(config, 1, way) + LOGITS_BYTES + activations
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -294,8 +314,8 @@ def details(found: dict[str, Any]) -> str:
         lines.append(f"  of the memory {states:.2f} GB are states; lvm cost plans with {planned:.2f} GB in all")
     lines.append(f"  ours waited for its windows {ours['data_wait']:.1%} of the time")
     if "work" in other:
-        rest = ours["work"]["rest"] / other["work"]["rest"]
-        line = f"  ours / alternative: rest {rest:.2f}"
+        beside, theirs = (one["work"]["step"] - one["work"]["products"] for one in (ours, other))
+        line = f"  ours / alternative: time beside products {beside / theirs:.2f}"
         if "memory" in ours:
             line += f", memory {ours['memory']['bytes'] / other['memory']['bytes']:.2f}"
         lines.append(line)

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.utils.flop_counter import register_flop_formula
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -200,7 +201,7 @@ def _block_weights(q: Tensor, k: Tensor, documents: Tensor | None, start: int, e
 
 @torch.library.custom_op("lvm::blockwise_attention", mutates_args=())
 def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tensor:
-    """Causal attention of [b h t k] on a CPU; `documents` as of `Blocks`. Nothing but the inputs is kept for backward."""
+    """Causal attention of [b h t k] on a CPU; `documents` as of `Blocks`. For backward the inputs alone are kept."""
     b, h, t, _ = q.shape
     flat_q, flat_k, flat_v = (x.reshape(b * h, t, -1) for x in (q, k, v))
     y = torch.empty_like(flat_q)
@@ -236,6 +237,18 @@ def _(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tenso
 @_blockwise_backward.register_fake
 def _(dy: Tensor, q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+@register_flop_formula(torch.ops.lvm.blockwise_attention)
+def _flops(q: torch.Size, *_: Any, **__: Any) -> int:
+    b, h, t, size = q
+    return 2 * 2 * b * h * t * t * size  # all of attention, as torch counts its own
+
+
+@register_flop_formula(torch.ops.lvm.blockwise_attention_backward)
+def _flops_backward(dy: torch.Size, *_: Any, **__: Any) -> int:
+    b, h, t, size = dy
+    return 5 * 2 * b * h * t * t * size
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

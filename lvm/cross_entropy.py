@@ -5,11 +5,14 @@ piece by piece, so that no logits are computed a second time (as Liger Kernel do
 the head padded to a multiple of 128 rows: 8292 rows of bf16 are not 16-byte aligned, which matrix units want.
 """
 
+import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float32, Int
@@ -42,49 +45,95 @@ def weighted_nll(
     `rows` of logits are made at one time. z_loss is PaLM's (arXiv 2204.02311): it keeps the logits' logsumexp near 0.
     """
     with_gradients = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return _WeightedNLL.apply(x, weight, targets, target_weights, z_loss, rows, with_gradients)  # type: ignore
+    fused = torch.compiler.is_compiling()
+    total, nll, _, _ = nll_and_gradients(x, weight, targets, target_weights, z_loss, rows, with_gradients, fused)
+    return total, nll.detach()
 
 
-class _WeightedNLL(torch.autograd.Function):
-    """Loss and gradients of x and weight from one pass; backward only multiplies them by the gradient of the loss."""
+@torch.library.custom_op("lvm::nll_and_gradients", mutates_args=())
+def nll_and_gradients(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    target_weights: Tensor,
+    z_loss: float,
+    rows: int,
+    with_gradients: bool,
+    fused: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, nll, and the loss's gradients of x and weight (empty unless asked for), from one pass.
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        target_weights: Tensor,
-        z_loss: float,
-        rows: int,
-        with_gradients: bool,
-    ) -> tuple[Tensor, Tensor]:
-        padded = padded_head(weight)
-        column = torch.arange(len(padded), device=x.device)
-        total = torch.zeros((), dtype=torch.float32, device=x.device)
-        grad_weight = torch.zeros_like(padded, dtype=torch.float32)
-        nlls, grads = [], []
-        for xs, ts, ws in zip(x.split(rows), targets.split(rows), target_weights.split(rows)):
-            logits = F.linear(xs, padded)
-            logsumexp = logits[:, : len(weight)].float().logsumexp(-1)
-            nll = logsumexp - logits.gather(1, ts[:, None])[:, 0].float()
-            nlls.append(nll)
-            total = total + (ws * (nll + z_loss * logsumexp.square())).sum()
-            if with_gradients:
-                softmax = torch.where(column < len(weight), (logits.float() - logsumexp[:, None]).exp(), 0.0)
-                grad = softmax * (ws * (1 + 2 * z_loss * logsumexp))[:, None]
-                grad = (grad - torch.where(column == ts[:, None], ws[:, None], 0.0)).to(x.dtype)
-                grads.append(grad @ padded)
-                grad_weight = grad_weight + (grad.T @ xs).float()
+    An operator of torch, so that a compiled graph calls it: unrolled there, its pieces took a third of the time to
+    compile and were not freed before the next. `fused`: what is done to logits between products is compiled.
+    """
+    padded = padded_head(weight)
+    total = torch.zeros((), dtype=torch.float32, device=x.device)
+    nll = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    grad_x = torch.empty_like(x if with_gradients else x[:0])
+    grad_weight = torch.zeros_like(padded if with_gradients else padded[:0], dtype=torch.float32)
+    between = _compiled_between_products() if fused else _between_products
+    for start in range(0, len(x), rows):
+        piece = slice(start, start + rows)
+        logits = F.linear(x[piece], padded)
+        loss, nll[piece], grad = between(logits, targets[piece], target_weights[piece], len(weight), z_loss)
+        total += loss
         if with_gradients:
-            ctx.save_for_backward(torch.cat(grads), grad_weight[: len(weight)])
-            ctx.weight_dtype = weight.dtype
-        nll = torch.cat(nlls)
-        ctx.mark_non_differentiable(nll)
-        return total, nll
+            grad_x[piece] = grad @ padded
+            grad_weight += grad.T @ x[piece]
+    return total, nll, grad_x, grad_weight[: len(weight)]
 
-    @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, grad_weight = ctx.saved_tensors
-        grad_x = (grad_x.float() * grad_total).to(grad_x.dtype)  # a factor of 16 bits would change all gradients alike
-        return grad_x, (grad_weight * grad_total).to(ctx.weight_dtype), None, None, None, None, None
+
+def _between_products(
+    logits: Tensor, targets: Tensor, target_weights: Tensor, vocabulary: int, z_loss: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and nll of some rows, and the gradient of their logits; columns from `vocabulary` on are padding."""
+    column = torch.arange(logits.shape[1], device=logits.device)
+    wide = torch.where(column < vocabulary, logits.float(), -math.inf)
+    logsumexp = wide.logsumexp(-1)
+    nll = logsumexp - wide.gather(1, targets[:, None])[:, 0]
+    loss = (target_weights * (nll + z_loss * logsumexp.square())).sum()
+    softmax = (wide - logsumexp[:, None]).exp()
+    grad = softmax * (target_weights * (1 + 2 * z_loss * logsumexp))[:, None]
+    grad = grad - torch.where(column == targets[:, None], target_weights[:, None], 0.0)
+    return loss, nll, grad.to(logits.dtype)
+
+
+@functools.cache
+def _compiled_between_products() -> Any:
+    return torch.compile(_between_products)
+
+
+@nll_and_gradients.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    target_weights: Tensor,
+    z_loss: float,
+    rows: int,
+    with_gradients: bool,
+    fused: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_x, grad_weight = (x, weight) if with_gradients else (x[:0], weight[:0])
+    nll = x.new_empty(len(x), dtype=torch.float32)
+    return nll.new_empty(()), nll, torch.empty_like(grad_x), torch.empty_like(grad_weight, dtype=torch.float32)
+
+
+@register_flop_formula(torch.ops.lvm.nll_and_gradients)
+def _flops(x: torch.Size, weight: torch.Size, *inputs: Any, **_: Any) -> int:
+    with_gradients = inputs[4]
+    return 2 * x[0] * x[1] * (weight[0] + -weight[0] % 128) * (3 if with_gradients else 1)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[2:])
+    ctx.weight_dtype = inputs[1].dtype
+
+
+def _backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x, grad_weight = ctx.saved_tensors
+    grad_x = (grad_x.float() * grad_total).to(grad_x.dtype)  # a factor of 16 bits would change all gradients alike
+    return grad_x, (grad_weight * grad_total).to(ctx.weight_dtype), *[None] * 6
+
+
+nll_and_gradients.register_autograd(_backward, setup_context=_keep)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+import lvm.cross_entropy
 import lvm.model
-from lvm.cross_entropy import weighted_nll
+from lvm.cross_entropy import nll_and_gradients, weighted_nll
 from lvm.model import LVM, LVMConfig
 
 TINY = LVMConfig(num_codes=20, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, max_position=64)
@@ -122,6 +123,14 @@ def test_pieces_of_16_bits_are_summed_in_32():
     assert error(8) < 1.2 * error(512) < 0.02
 
 
+def test_the_loss_is_an_operator_as_torch_wants_them():
+    x, head = torch.randn(5, 6, requires_grad=True), torch.randn(7, 6, requires_grad=True)
+    targets, weights = torch.randint(7, (5,)), torch.rand(5)
+    for with_gradients in (True, False):
+        given = (x, head) if with_gradients else (x.detach(), head.detach())
+        torch.library.opcheck(nll_and_gradients, (*given, targets, weights, 0.1, 2, with_gradients, False))
+
+
 class Watch(torch.utils._python_dispatch.TorchDispatchMode):
     """The most rows of anything as wide as the vocabulary."""
 
@@ -138,11 +147,15 @@ class Watch(torch.utils._python_dispatch.TorchDispatchMode):
 def test_more_logits_than_stated_never_exist(monkeypatch, way):
     monkeypatch.setattr(lvm.model, "LOGITS_AT_ONCE", 8 * TINY.vocab_size)
     model, _ = models(replace(TINY, hidden_size=24, intermediate_size=40, head_size=0))
-    window = tokens(4, 65)
+    window, between, rows = tokens(4, 65), lvm.cross_entropy._between_products, []
+    monkeypatch.setattr(
+        lvm.cross_entropy, "_between_products", lambda logits, *more: rows.append(len(logits)) or between(logits, *more)
+    )
     with Watch() as watch:
         loss = model.nll(window).sum() if way == "nll" else model.loss(window, torch.ones(4, 64))[0]
         loss.backward()
-    assert 0 < watch.largest <= 128  # 128: the padded head itself; 256 rows of logits would be the whole
+    assert watch.largest <= 128  # 128: the padded head itself; 256 rows of logits would be the whole
+    assert watch.largest > 0 if way == "nll" else set(rows) == {8} and sum(rows) == 256  # of an operator, from within
 
 
 def test_the_loss_multiplies_by_the_head_three_times_and_nll_in_pieces_four_times(monkeypatch):
