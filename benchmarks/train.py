@@ -8,8 +8,8 @@ at the speed of a matrix product; of a GPU the peak of its data sheet stands bes
 `data_wait` is the share of our time in which the step had to wait for its windows. `work` splits a step by a profile:
 matrix products, fused attention, and the rest (norms, rotations, softmax, casts, updates, host); the products are the
 same for both, so their share bounds the ratio. `memory=true` runs each again in a process of its own and takes what
-torch had allocated at most in a step; weights, gradients and moments are 16 bytes a parameter of it, and what `lvm cost`
-plans with stands beside it. The largest resident size, of a CPU, has what the C library keeps and compiled code in it.
+torch had allocated at most in a step; weights, gradients and moments are 16 bytes a parameter of it. Beside it stands
+what `lvm cost` plans with, and of a CPU the largest resident size, with what the C library keeps and compiled code.
 """
 
 import tempfile

@@ -1,7 +1,8 @@
 """experiment=golden to the last bit on the kinds of machine that tests/training/golden.json knows, else nearly.
 
 A change of numerics that is meant, or a kind of machine that is to be known: python tests/training/test_golden.py. The
-new file is part of the commit; what other kinds had is kept where this kind's losses are near theirs.
+new file is part of the commit, with what other kinds had, unless numerics changed: then remove that first. Kinds differ in
+more than sums: where two codes are nearly as near, the tokenizer takes one or the other, so plans differ too.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from lvm.training import find_checkpoint, model_of_run
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("golden.json")
-NEAR = 1e-3
+NEAR = 0.01  # 0.4% between a Xeon and an EPYC
 
 
 def kind_of_machine():
@@ -43,26 +44,22 @@ def golden_run(folder):
     return {"machine": kind_of_machine(), "plan": plan, "losses": losses, "weights_sha256": weights.hexdigest()}
 
 
-def near(losses, others):
-    """Float32 sums differ from one kind of processor to the next, and 200 steps carry that on."""
-    return losses == pytest.approx(others, rel=NEAR)
-
-
 @pytest.mark.slow
 def test_the_golden_run_has_the_losses_and_weights_that_were_written_down(tmp_path):
     known, found = read_json(GOLDEN), golden_run(tmp_path / "run")
     for expected in known:
-        assert found["plan"] == expected["plan"], "the windows are others: the world, its tokens or the mixture changed"
-        assert near(found["losses"], expected["losses"]), f"not what {expected['machine']} learns"
+        if expected["machine"] != found["machine"]:
+            assert found["losses"] == pytest.approx(expected["losses"], rel=NEAR), expected["machine"]
     of_this_kind = [expected for expected in known if expected["machine"] == found["machine"]]
     if not of_this_kind:
         pytest.skip(f"near what others learn; {found['machine']} is not in golden.json, so its bits are not compared")
-    assert found["losses"] == of_this_kind[0]["losses"]
-    assert found["weights_sha256"] == of_this_kind[0]["weights_sha256"]
+    (expected,) = of_this_kind
+    assert found["plan"] == expected["plan"], "the windows are others: the world, its tokens or the mixture changed"
+    assert found["losses"] == expected["losses"]
+    assert found["weights_sha256"] == expected["weights_sha256"]
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
         new = golden_run(Path(temporary) / "run")
-    kept = [old for old in read_json(GOLDEN) if old["machine"] != new["machine"] and old["plan"] == new["plan"]]
-    write_json(GOLDEN, [new, *(old for old in kept if near(new["losses"], old["losses"]))])
+    write_json(GOLDEN, [new, *(old for old in read_json(GOLDEN) if old["machine"] != new["machine"])])
