@@ -47,6 +47,7 @@ def kept(options: Options, way: Recomputation, compile: bool) -> int:
     """Bytes between forward and backward pass."""
     config = model_config(options.model)
     model = LVM(config, 0).train()
+    model.attention_implementation = "auto"  # as the trainer's default
     parallel = ParallelConfig(activation_checkpointing=way)
     loss_of = make_loss(model, torch.bfloat16, False, compile, "all", parallel)
     tokens = torch.randint(config.num_codes, (options.windows, options.seq_len + 1))

@@ -39,13 +39,14 @@ def weighted_nll(
     target_weights: "Float32[Tensor, 'n']",
     z_loss: float,
     rows: int,
+    fused: bool = False,
 ) -> "tuple[Float32[Tensor, ''], Float32[Tensor, 'n']]":
     """sum of target_weights (nll + z_loss logsumexp^2), and each target's nll, which has no gradient.
 
-    `rows` of logits are made at one time. z_loss is PaLM's (arXiv 2204.02311): it keeps the logits' logsumexp near 0.
+    `rows` of logits are made at one time; what is done to them between products is compiled if `fused`. z_loss is
+    PaLM's (arXiv 2204.02311): it keeps the logits' logsumexp near 0.
     """
     with_gradients = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    fused = torch.compiler.is_compiling()
     total, nll, _, _ = nll_and_gradients(x, weight, targets, target_weights, z_loss, rows, with_gradients, fused)
     return total, nll.detach()
 
@@ -63,8 +64,8 @@ def nll_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, nll, and the loss's gradients of x and weight (empty unless asked for), from one pass.
 
-    An operator of torch, so that a compiled graph calls it: unrolled there, its pieces took a third of the time to
-    compile and were not freed before the next. `fused`: what is done to logits between products is compiled.
+    An operator of torch, so that a compiled graph calls it: unrolled there, the more pieces the longer it compiled, and
+    what they need was not freed before the next.
     """
     padded = padded_head(weight)
     total = torch.zeros((), dtype=torch.float32, device=x.device)

@@ -224,6 +224,7 @@ class LVM(nn.Module):
         super().__init__()
         self.config = config
         self.attention_implementation: AttentionName = "sdpa"  # lvm/attention.py; of this process, not of the weights
+        self.fused_loss = False  # compile what `loss` does between products; likewise
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -315,7 +316,8 @@ class LVM(nn.Module):
         x = self.hidden(tokens[:, :-1], positions, documents).flatten(0, 1)
         rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
         targets = tokens[:, 1:].flatten()
-        loss, nll = weighted_nll(x, self.head.weight, targets, weights.flatten(), self.config.z_loss, rows)
+        z_loss, fused = self.config.z_loss, self.fused_loss
+        loss, nll = weighted_nll(x, self.head.weight, targets, weights.flatten(), z_loss, rows, fused)
         return loss, nll.view(tokens.shape[0], -1)
 
     def num_params(self) -> int:

@@ -75,7 +75,7 @@ class TrainerConfig:
     micro_batch_size: int | None = None  # windows a forward pass on one rank; None: batch_size / ranks
     document_mask: bool = False  # attention and positions stay inside a sentence
     loss_on: LossOn = "all"  # all tokens, as published; answers: those of answers alone
-    attention: AttentionName = "auto"  # sdpa, flex or flash: lvm/attention.py; auto: the fastest that can run here
+    attention: AttentionName = "auto"  # sdpa, blocks, flex, flash: lvm/attention.py; auto: the fastest that can run
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the device multiplies it in hardware
     compile: Literal["auto"] | bool = "auto"  # auto: torch.compile where it can work, else one line says why not
     share_without_compile: float = 1.0  # share of max_steps and of the schedule to train where compile=auto is off

@@ -84,6 +84,7 @@ def parallelize(model: LVM, config: ParallelConfig, dtype: torch.dtype, compile:
     On one rank (`mesh` None) the loss as a whole is compiled, see `make_loss`. Blocks are sharded one by one, the root
     takes embedding, last norm and head, so at most two blocks and the root are whole at a time.
     """
+    model.fused_loss = compile
     if config.activation_checkpointing != "none":
         for block in model.layers:
             recompute_in_backward(
