@@ -1,8 +1,8 @@
 """experiment=golden to the last bit on the kinds of machine that tests/training/golden.json knows, else nearly.
 
 A change of numerics that is meant, or a kind of machine that is to be known: python tests/training/test_golden.py. The
-new file is part of the commit, with what other kinds had, unless numerics changed: then remove that first. Kinds differ in
-more than sums: where two codes are nearly as near, the tokenizer takes one or the other, so plans differ too.
+new file is part of the commit, with what other kinds had, unless numerics changed: then remove that first. Kinds differ
+in more than sums: where two codes are nearly as near, the tokenizer takes one or the other, so plans differ too.
 """
 
 import hashlib
