@@ -2,7 +2,7 @@
 
 The same optimiser step, over the same windows: `ranks` processes of one thread, each with its part, sharded by FSDP2
 over gloo; and one process with so many threads that makes as many micro-batches. Both stay alive and take turns, one
-waiting while the other works. What sharding moves, beside the bytes a copy can move here, says what is lost where.
+waiting while the other works. The bytes that sharding sends stand beside.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Any, Literal
 from benchmarks.alone import run_alone
 from lvm.commands.bench import measured, model_config, result, table, take_turns
 from lvm.runtime import UserError
-from lvm.runtime.machine import num_cores
+from lvm.runtime.machine import bf16_is_fast, num_cores
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def work(options: Options, rank: int, ranks: int, threads: int, port: int, pipe:
     import torch.distributed as dist
 
     from lvm.model import LVM
-    from lvm.runtime.machine import bf16_is_fast, compile_problem
+    from lvm.runtime.machine import compile_problem
     from lvm.training.optim import OptimConfig, clip_gradients, make_optimizer
     from lvm.training.parallel import ParallelConfig, loss_on_mesh, make_mesh, reduce_gradients_on
 
@@ -136,9 +136,12 @@ def run(options: Options) -> dict[str, Any]:
     for team in contestants.values():
         team.close()
     amount, unit = options.steps * options.windows * options.ranks * options.seq_len, "tokens/s"
-    params = model_config(options.model).num_params
-    # Weights in bf16 gathered for the forward pass and again for the backward one, gradients reduced in float32.
-    moved = params * (2 + 2 + 4) * (options.ranks - 1) / options.ranks
+    config = model_config(options.model)
+    blocks = config.num_layers * config.layer_params
+    bf16 = options.precision == "bf16" or (options.precision == "auto" and bf16_is_fast("cpu"))
+    # Weights of blocks gathered forwards and backwards, those of the root once; gradients reduced in float32.
+    gathered = (blocks + config.num_params) * (2 if bf16 else 4)
+    moved = (gathered + 4 * config.num_params) * (options.ranks - 1) / options.ranks
     found = result(
         "ranks",
         options,

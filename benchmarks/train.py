@@ -6,10 +6,11 @@ the same cross-entropy, clipping and AdamW, on the first of these batches. Limit
 at the speed of a matrix product; of a GPU the peak of its data sheet stands beside it, as MFU.
 
 `data_wait` is the share of our time in which the step had to wait for its windows. `work` splits a step by a profile:
-matrix products, fused attention, and the rest (norms, rotations, softmax, casts, updates, host); the products are the
-same for both, so their share bounds the ratio. `memory=true` runs each again in a process of its own and takes what
-torch had allocated at most in a step; weights, gradients and moments are 16 bytes a parameter of it. Beside it stands
-what `lvm cost` plans with, and of a CPU the largest resident size, with what the C library keeps and compiled code.
+products of linear layers, which are the same for both, so that their share bounds the ratio; products of attention,
+where it is made of such; attention where it is fused, its products within; and the rest (norms, rotations, softmax,
+casts, updates, host). `memory=true` runs each again in a process of its own and takes what torch had allocated at most
+in a step; weights, gradients and moments are 16 bytes a parameter of it. Beside it stands what `lvm cost` plans with,
+and of a CPU the largest resident size, with what the C library keeps and compiled code.
 """
 
 import tempfile
@@ -168,21 +169,30 @@ def first_tokens(options: Options, setting: Setting) -> Tensor:
         return windows.next()["tokens"]
 
 
+def is_attention(name: str) -> bool:
+    return "attention" in name or "attn" in name
+
+
+def callers(event: Any) -> Iterator[str]:
+    while (event := event.cpu_parent) is not None:
+        yield event.name
+
+
 def work_of(step: Step, steps: int, device: torch.device) -> dict[str, float]:
-    """Seconds of a step by a profile: matrix products, fused attention, and all else."""
+    """Seconds of a step by a profile: products of linear layers, those of attention, fused attention, and all else."""
     on_gpu = device.type == "cuda"
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if on_gpu else []
     with torch.profiler.profile(activities=kinds) as profile:
         whole = seconds_of(lambda: [step() for _ in range(steps)], device) / steps
-    seconds = {"products": 0.0, "attention": 0.0}
-    for event in profile.key_averages():
-        name = event.key.rpartition("::")[2]
+    seconds = {"products": 0.0, "attention": 0.0, "products of attention": 0.0}
+    for event in profile.events():
+        library, _, name = event.name.rpartition("::")
         spent = (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6 / steps
-        if "attention" in name and "::" in event.key:
+        if library and name in PRODUCTS:
+            seconds["products of attention" if any(map(is_attention, callers(event))) else "products"] += spent
+        elif library and is_attention(name):
             seconds["attention"] += spent
-        elif name in PRODUCTS and "::" in event.key:
-            seconds["products"] += spent
     return seconds | {"rest": whole - sum(seconds.values()), "step": whole}
 
 
@@ -305,7 +315,8 @@ def details(found: dict[str, Any]) -> str:
         if "work" not in one:
             continue
         work, memory = one["work"], one.get("memory")
-        parts = ", ".join(f"{part} {work[part] / work['step']:.0%}" for part in ("products", "attention", "rest"))
+        names = ("products", "products of attention", "attention", "rest")
+        parts = ", ".join(f"{part} {work[part] / work['step']:.0%}" for part in names if work[part])
         line = f"  {name:<12}{work['step'] * 1e3:14,.1f} ms a step: {parts}"
         line += f"; {memory['bytes'] / 1e9:.2f} GB" if memory else ""
         lines.append(line + (f"; MFU {one['mfu']:.1%}" if one["mfu"] else ""))

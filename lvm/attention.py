@@ -12,7 +12,8 @@
 | flash  | the flash-attn package (arXiv 2307.08691) | each a sequence of its own           | a GPU and 16 bits |
 
 `blocks` is for training on CPUs that multiply bfloat16: there torch's fused kernel, which uses 16 bits in parts only,
-takes half as long again forwards and backwards together, and half of what a causal mask hides is never computed.
+takes half as long again forwards and backwards together, and half of what a causal mask hides is never computed. Its
+scores are rounded to 16 bits before the softmax: relative errors of 0.3% where the fused kernel has 0.2%.
 """
 
 import functools
@@ -202,12 +203,12 @@ def _block_weights(q: Tensor, k: Tensor, documents: Tensor | None, start: int, e
 @torch.library.custom_op("lvm::blockwise_attention", mutates_args=())
 def blockwise(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Tensor:
     """Causal attention of [b h t k] on a CPU; `documents` as of `Blocks`. For backward the inputs alone are kept."""
-    b, h, t, _ = q.shape
-    flat_q, flat_k, flat_v = (x.reshape(b * h, t, -1) for x in (q, k, v))
-    y = torch.empty_like(flat_q)
+    b, h, t, size = q.shape
+    flat_q, flat_k, flat_v = (x.reshape(b * h, t, size) for x in (q, k, v))
+    y = q.new_empty(b * h, t, size)  # not empty_like: of a batch of one it would take over the strides of a view
     for start, end in _blocks_of(t):
         y[:, start:end] = torch.bmm(_block_weights(flat_q, flat_k, documents, start, end), flat_v[:, :end])
-    return y.view(b, h, t, -1)
+    return y.view(b, h, t, size)
 
 
 @torch.library.custom_op("lvm::blockwise_attention_backward", mutates_args=())
@@ -216,7 +217,8 @@ def _blockwise_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     b, h, t, size = q.shape
     dy, q, k, v = (x.reshape(b * h, t, size) for x in (dy, q, k, v))
-    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=torch.float32), torch.zeros_like(v, dtype=torch.float32)
+    dq = q.new_empty(b * h, t, size)
+    dk, dv = (q.new_zeros(b * h, t, size, dtype=torch.float32) for _ in range(2))
     scaled = functools.partial(torch.baddbmm, q.new_empty(()), beta=0, alpha=size**-0.5)
     for start, end in _blocks_of(t):
         weights, dy_rows = _block_weights(q, k, documents, start, end), dy[:, start:end]

@@ -128,6 +128,7 @@ def _flops(x: torch.Size, weight: torch.Size, *inputs: Any, **_: Any) -> int:
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[2:])
+    ctx.set_materialize_grads(False)  # zeros as large as the head, for outputs that are none of the loss
     ctx.weight_dtype = inputs[1].dtype
 
 

@@ -191,7 +191,7 @@ def benchmark(name: str) -> ModuleType:
     if not path.is_file():
         raise UserError(f"{path} is missing: benchmarks come with a checkout of the project, installed by pip -e")
     if str(FOLDER.parent) not in sys.path:
-        sys.path.append(str(FOLDER.parent))
+        sys.path.insert(0, str(FOLDER.parent))
     return importlib.import_module(f"benchmarks.{name}")
 
 
