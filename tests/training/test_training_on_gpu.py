@@ -19,8 +19,11 @@ STEPS = {"max_steps": 6, "log_every_steps": 1, "precision": "fp32"}
 
 
 @pytest.fixture(autouse=True)
-def full_float32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+def full_float32():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 def losses(folder) -> list[float]:
