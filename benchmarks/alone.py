@@ -1,7 +1,7 @@
 """What benchmarks that are run as modules share: their command line, and measuring in a process of its own."""
 
 import json
-import resource
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,16 +38,8 @@ def in_own_process(module: str, function: str, *arguments: Any) -> Any:
     return json.loads(ended.stdout.splitlines()[-1])
 
 
-def resident_peak() -> int:
-    """Bytes of memory that this process held at most so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def resident(most: bool = False) -> int:
-    """Bytes of memory that this process holds, or held at most since `forget_peak`; as Linux says."""
-    key = "VmHWM:" if most else "VmRSS:"
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
-
-
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
+def free_port() -> int:
+    """A port of this host that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

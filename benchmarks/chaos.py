@@ -16,7 +16,6 @@ import os
 import random
 import resource
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from typing import Any
 import safetensors
 import torch
 
+from benchmarks.alone import free_port
 from lvm.commands import train
 from lvm.runtime import UserError, exit_with_one_line, write_json
 from lvm.runtime.checkpoint import list_checkpoints, verify_checkpoint
@@ -109,12 +109,6 @@ def forked(work: Callable[[], object], log: Path) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def start_ranks(folder: Path, run: str, ranks: int, steps: int, slow_disk: bool) -> list[int]:

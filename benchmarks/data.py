@@ -25,6 +25,7 @@ import numpy as np
 from lvm.commands.bench import measured, result, seconds_of, table, take_turns
 from lvm.data import TokenPlan
 from lvm.data.loader import to_batch
+from lvm.model import LVMConfig
 from lvm.runtime import UserError, write_json
 from lvm.sources import Item
 from lvm.store import TokenStore, layout
@@ -86,6 +87,12 @@ def make_plan(store: TokenStore, options: Options) -> TokenPlan:
         },
     }
     return TokenPlan.from_config(config, {"random": store})
+
+
+def plan_for(config: LVMConfig, folder: Path, seq_len: int) -> TokenPlan:
+    """A plan over a small store of random codes, written to `folder`, that a model of `config` can be trained on."""
+    options = Options(1000, config.tokens_per_picture or 256, config.num_codes, seq_len)
+    return make_plan(write_store(folder, options), options)
 
 
 def write_json_lines(path: Path, plan: TokenPlan, number: int) -> None:

@@ -4,10 +4,11 @@ Each number in a process of its own: on a CPU its largest resident size, on a GP
 What it is made of stands beside it: weights, and the keys and values of prompt and candidates.
 """
 
+import resource
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.alone import in_own_process, resident_peak, run_alone
+from benchmarks.alone import in_own_process, run_alone
 from lvm.runtime.machine import git_commit, machine_description
 
 
@@ -38,10 +39,10 @@ def peak_bytes(name: str, pictures: int, candidates: int, device: str) -> dict[s
         torch.nn.init.normal_(parameter, std=0.02)
     picture = config.tokens_per_picture or 256
     prompt = torch.randint(config.num_codes, (1, pictures * picture), device=where)
-    before = resident_peak()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     generate(model, prompt, picture, candidates)
     on_gpu = where.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resident_peak()
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     each = bytes_per_token(config, dtype.itemsize)
     return {
         "candidates": candidates,

@@ -6,18 +6,24 @@ waiting while the other works. The bytes that sharding sends stand beside.
 """
 
 import os
-import socket
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
-from benchmarks.alone import run_alone
+import torch
+import torch.distributed as dist
+
+from benchmarks.alone import free_port, run_alone
 from lvm.commands.bench import measured, model_config, result, table, take_turns
+from lvm.model import LVM
 from lvm.runtime import UserError
-from lvm.runtime.machine import bf16_is_fast, num_cores
+from lvm.runtime.machine import compile_problem, num_cores
+from lvm.training.loop import compute_dtype
+from lvm.training.optim import OptimConfig, clip_gradients, make_optimizer
+from lvm.training.parallel import ParallelConfig, loss_on_mesh, make_mesh, reduce_gradients_on
 
 
 @dataclass(frozen=True)
@@ -35,22 +41,13 @@ class Options:
 
 def work(options: Options, rank: int, ranks: int, threads: int, port: int, pipe: Connection) -> None:
     """One process: for each number that comes, so many steps; the seconds they took go back."""
-    import torch
-    import torch.distributed as dist
-
-    from lvm.model import LVM
-    from lvm.runtime.machine import compile_problem
-    from lvm.training.optim import OptimConfig, clip_gradients, make_optimizer
-    from lvm.training.parallel import ParallelConfig, loss_on_mesh, make_mesh, reduce_gradients_on
-
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks))
     torch.set_num_threads(threads)
     mesh = None
     if ranks > 1:
         dist.init_process_group("gloo")
         mesh = make_mesh(ParallelConfig(), ranks, "cpu")
-    bf16 = options.precision == "bf16" or (options.precision == "auto" and bf16_is_fast("cpu"))
-    dtype = torch.bfloat16 if bf16 else torch.float32
+    dtype = compute_dtype(options.precision, torch.device("cpu"))
     config = model_config(options.model)
     model = LVM(config).train()
     model.attention_implementation = "auto"  # as the trainer's default
@@ -90,15 +87,12 @@ class Team:
     """The processes of one contestant."""
 
     def __init__(self, options: Options, ranks: int, threads: int):
-        self._context = get_context("spawn")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        context, port = get_context("spawn"), free_port()
         self._pipes: list[Connection] = []
         self._processes = []
         for rank in range(ranks):
-            mine, its = self._context.Pipe()
-            process = self._context.Process(target=work, args=(options, rank, ranks, threads, port, its), daemon=True)
+            mine, its = context.Pipe()
+            process = context.Process(target=work, args=(options, rank, ranks, threads, port, its), daemon=True)
             process.start()
             its.close()
             self._pipes.append(mine)
@@ -138,9 +132,9 @@ def run(options: Options) -> dict[str, Any]:
     amount, unit = options.steps * options.windows * options.ranks * options.seq_len, "tokens/s"
     config = model_config(options.model)
     blocks = config.num_layers * config.layer_params
-    bf16 = options.precision == "bf16" or (options.precision == "auto" and bf16_is_fast("cpu"))
+    itemsize = compute_dtype(options.precision, torch.device("cpu")).itemsize
     # Weights of blocks gathered forwards and backwards, those of the root once; gradients reduced in float32.
-    gathered = (blocks + config.num_params) * (2 if bf16 else 4)
+    gathered = (blocks + config.num_params) * itemsize
     moved = (gathered + 4 * config.num_params) * (options.ranks - 1) / options.ranks
     found = result(
         "ranks",
@@ -151,7 +145,6 @@ def run(options: Options) -> dict[str, Any]:
         tokens_per_rank_and_step=options.windows * options.seq_len,
         bytes_per_rank_and_step=moved,
     )
-    found["options"] = asdict(options)
     print(table(found))
     print(f"  first losses {many.first_loss:.5f} and {one.first_loss:.5f}; {moved / 1e6:.1f} MB sent a rank and step")
     return found

@@ -19,8 +19,7 @@ import torch
 
 import lvm.training.loop as loop
 from benchmarks.alone import run_alone
-from benchmarks.data import Options as StoreOptions
-from benchmarks.data import make_plan, write_store
+from benchmarks.data import plan_for
 from lvm.commands.bench import copy_bandwidth, model_config
 from lvm.model import LVM
 from lvm.runtime.checkpoint import CheckpointWriter
@@ -78,13 +77,7 @@ def run(options: Options) -> dict[str, Any]:
     trainer = TrainerConfig(options.steps, options.batch_size, save_every_steps=options.save_every_steps)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        store = StoreOptions(
-            pictures=1000,
-            tokens_per_picture=config.tokens_per_picture or 256,
-            num_codes=config.num_codes,
-            seq_len=options.seq_len,
-        )
-        plan = make_plan(write_store(folder / "store", store), store)
+        plan = plan_for(config, folder / "store", options.seq_len)
         model = LVM(config)
         loop.train(trainer, OptimConfig(warmup_steps=0), plan, model, RunOptions(folder / "run"), device)
     # The last save ends the run, beside nothing; the first steps compile.

@@ -9,8 +9,7 @@ at the speed of a matrix product; of a GPU the peak of its data sheet stands bes
 products of linear layers, which are the same for both, so that their share bounds the ratio; products of attention,
 where it is made of such; attention where it is fused, its products within; and the rest (norms, rotations, softmax,
 casts, updates, host). `memory=true` runs each again in a process of its own and takes what torch had allocated at most
-in a step; weights, gradients and moments are 16 bytes a parameter of it. Beside it stands what `lvm cost` plans with,
-and of a CPU the largest resident size, with what the C library keeps and compiled code.
+in a step; weights, gradients and moments are 16 bytes a parameter of it. What `lvm cost` plans with stands beside it.
 """
 
 import tempfile
@@ -26,9 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.alone import forget_peak, in_own_process, resident
-from benchmarks.data import Options as StoreOptions
-from benchmarks.data import make_plan, write_store
+from benchmarks.alone import in_own_process
+from benchmarks.data import plan_for
 from lvm.commands.bench import (
     choose_device,
     hugging_face_model,
@@ -44,9 +42,9 @@ from lvm.commands.cost import activation_bytes_per_token, gathered_bytes, recomp
 from lvm.data import WindowLoader
 from lvm.data.loader import Batch
 from lvm.model import LOGITS_AT_ONCE, LVM, LVMConfig
-from lvm.runtime.machine import bf16_is_fast, compile_problem
-from lvm.runtime.memory import keep_freed_memory
+from lvm.runtime.machine import compile_problem
 from lvm.training.journal import peak_flops
+from lvm.training.loop import compute_dtype
 from lvm.training.optim import OptimConfig, clip_gradients, make_optimizer
 from lvm.training.parallel import ParallelConfig, make_loss
 
@@ -86,9 +84,8 @@ class Setting:
     @classmethod
     def of(cls, options: Options) -> "Setting":
         device = choose_device(options.device)
-        bf16 = options.precision == "bf16" or (options.precision == "auto" and bf16_is_fast(device))
         compiled = compile_problem() is None if options.compile == "auto" else options.compile
-        dtype = torch.bfloat16 if bf16 else torch.float32
+        dtype = compute_dtype(options.precision, device)
         config = model_config(options.model)
         if options.num_codes:
             config = replace(config, num_codes=options.num_codes, vocab_size=0)
@@ -114,15 +111,8 @@ class Windows:
 
 @contextmanager
 def windows_of(options: Options, setting: Setting) -> Iterator[Windows]:
-    config = setting.config
-    store = StoreOptions(
-        pictures=1000,
-        tokens_per_picture=config.tokens_per_picture or 256,
-        num_codes=config.num_codes,
-        seq_len=options.seq_len,
-    )
     with tempfile.TemporaryDirectory() as folder:
-        plan = make_plan(write_store(Path(folder) / "store", store), store)
+        plan = plan_for(setting.config, Path(folder) / "store", options.seq_len)
         with WindowLoader(plan, options.batch_size, pin=setting.device.type == "cuda") as loader:
             yield Windows(loader, setting.device)
 
@@ -197,15 +187,11 @@ def work_of(step: Step, steps: int, device: torch.device) -> dict[str, float]:
 
 
 def peak_bytes(values: dict[str, Any], name: Names) -> dict[str, int]:
-    """In this process: what torch had allocated at most in a step after the first ones, and what was resident."""
-    keep_freed_memory()  # as every command does
+    """In this process: what torch had allocated at most in a step after the first ones."""
     options = Options(**values)
     setting = Setting.of(options)
     on_gpu = setting.device.type == "cuda"
     tokens = first_tokens(options, setting)
-    if setting.compiled:  # the compiler itself takes 200 MB
-        torch.compile(lambda x: (x * 2).sum())(torch.ones(3, requires_grad=True)).backward()
-    before = 0 if on_gpu else resident()
     model = LVM(setting.config).to(setting.device).train()
     with windows_of(options, setting) as windows:
         if name == "ours":
@@ -220,11 +206,8 @@ def peak_bytes(values: dict[str, Any], name: Names) -> dict[str, int]:
             torch.cuda.reset_peak_memory_stats()
             step()
             return {"bytes": torch.cuda.max_memory_allocated()}
-        forget_peak()
-        step()
-        most = resident(most=True) - before
         kept = (STATE_BYTES - 4) * setting.config.num_params  # between steps there are no gradients
-        return {"bytes": kept + allocated_on_top(step), "resident": most}
+        return {"bytes": kept + allocated_on_top(step)}
 
 
 def allocated_on_top(step: Step) -> int:

@@ -12,7 +12,7 @@
 | flash  | the flash-attn package (arXiv 2307.08691) | each a sequence of its own           | a GPU and 16 bits |
 
 `blocks` is for training on CPUs that multiply bfloat16: there torch's fused kernel, which uses 16 bits in parts only,
-takes half as long again forwards and backwards together, and half of what a causal mask hides is never computed. Its
+takes half as long again forwards and backwards together, and most of what a causal mask hides is never computed. Its
 scores are rounded to 16 bits before the softmax: relative errors of 0.3% where the fused kernel has 0.2%.
 """
 

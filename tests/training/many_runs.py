@@ -65,7 +65,7 @@ class Killed(FakePlan):
 
 
 def muon_on_shards(at_once: int) -> dict:
-    """Three steps of Muon on sharded matrices and on whole ones: equal bits, and how many this rank orthogonalised."""
+    """Four steps of Muon, one of them bad, by shards and whole: whether bits are equal, and what this rank did."""
     shapes = [(12, 12), (30, 12), (12, 12), (3, 30), (12, 12), (30, 12), (7, 5), (12, 12), (12, 12)]
     muon.ELEMENTS_AT_ONCE, plain_newton_schulz, made = at_once, muon.newton_schulz, []
     generator = torch.Generator().manual_seed(0)
