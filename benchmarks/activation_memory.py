@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from benchmarks.alone import run_alone
-from lvm.commands.cost import Recomputation, activation_bytes_per_token, model_config
+from lvm.commands.cost import activation_bytes_per_token, model_config
 from lvm.model import LVM
 from lvm.runtime.machine import git_commit, machine_description
-from lvm.training.parallel import ParallelConfig, make_loss
+from lvm.training.parallel import ParallelConfig, Recomputation, make_loss
 
 WAYS: tuple[Recomputation, ...] = ("none", "selective", "full")
 

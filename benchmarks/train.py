@@ -46,7 +46,7 @@ from lvm.runtime.machine import compile_problem
 from lvm.training.journal import peak_flops
 from lvm.training.loop import compute_dtype
 from lvm.training.optim import OptimConfig, clip_gradients, make_optimizer
-from lvm.training.parallel import ParallelConfig, make_loss
+from lvm.training.parallel import ParallelConfig, Recomputation, make_loss
 
 Step = Callable[[], Tensor]  # one optimiser step; the loss before it
 Names = Literal["ours", "alternative"]
@@ -65,7 +65,8 @@ class Options:
     rounds: int = 7
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: Literal["auto"] | bool = "auto"
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"  # of ours
+    activation_checkpointing: Recomputation = "none"  # of ours
+    recomputed_share: float = 1.0  # of our blocks
     device: str = "auto"
     memory: bool = True  # measure it too, each in a process of its own
     alternative: bool = True  # false: ours alone, where the states of two models do not fit the device
@@ -89,7 +90,9 @@ class Setting:
         config = model_config(options.model)
         if options.num_codes:
             config = replace(config, num_codes=options.num_codes, vocab_size=0)
-        parallel = ParallelConfig(activation_checkpointing=options.activation_checkpointing)
+        parallel = ParallelConfig(
+            activation_checkpointing=options.activation_checkpointing, recomputed_share=options.recomputed_share
+        )
         return cls(config, device, dtype, compiled, parallel)
 
     def __str__(self) -> str:
@@ -222,9 +225,10 @@ def allocated_on_top(step: Step) -> int:
 
 def planned_bytes(options: Options, config: LVMConfig) -> int:
     """What `lvm cost` plans with on one device: states, their copy in bf16, logits, activations."""
-    way, tokens = options.activation_checkpointing, options.batch_size * options.seq_len
-    activations = (activation_bytes_per_token(config, way) + recomputed_bytes_per_token(config, way)) * tokens
-    return STATE_BYTES * config.num_params + gathered_bytes(config, 1, way) + LOGITS_BYTES + activations
+    recomputed = options.activation_checkpointing, options.recomputed_share
+    token = activation_bytes_per_token(config, *recomputed) + recomputed_bytes_per_token(config, *recomputed)
+    activations = token * options.batch_size * options.seq_len
+    return STATE_BYTES * config.num_params + gathered_bytes(config, 1, *recomputed) + LOGITS_BYTES + activations
 
 
 def run(options: Options) -> dict[str, Any]:

@@ -8,7 +8,8 @@ days            tokens x FLOPs a token / (R x peak x mfu) / 86,400; MFU counts a
 weights, gradients, moments
                 16 N / S bytes a GPU: float32 weights and gradients, two float32 AdamW moments, sharded over
                 S = R / replicate ranks
-gathered        one rank without recomputation: 2 N, all weights cast to bf16 in the step. Else bf16 weights of two
+gathered        one rank without recomputation: 2 N, all weights cast to bf16 in the step. Else (one rank: beside the
+                bf16 weights of layers that are not recomputed) bf16 weights of two
                 layers (the one at work and the next) and of embedding, final norm and head, which stay gathered
                 (2 bytes), and the gradients of one layer and of those in bf16 and float32 on their way to be reduced
                 (6 bytes)
@@ -18,7 +19,8 @@ activations     a token and layer: 2 (4 d + 2 h k + 2 g k + 3 f) + 4 h bytes. Ke
                 keys and values (g k), gate, up and their product (f); and attention's log-sum-exp in float32.
                 activation_checkpointing=selective keeps products and attention: 2 (2 d + 2 h k + 2 g k + 2 f) + 4 h;
                 full keeps what enters a layer: 2 d; both add one layer of the first kind, which is at work in the
-                backward pass. A token beside: 6 d + 8 (final norm, its float32 input, tokens). Logits are recomputed
+                backward pass. recomputed_share of the layers do so, the others are of the first kind. A token beside:
+                6 d + 8 (final norm, its float32 input, tokens). Logits are recomputed
 micro-batch     the largest number of windows whose activations fit what is left of memory x (1 - reserve)
 checkpoint      12 N bytes: float32 weights and moments. Exported model: 2 N in bf16, 4 N in float32
 keys and values 4 L g k bytes a token of context when generating in 16 bits
@@ -34,15 +36,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lvm.commands._options import options_from
 from lvm.model import LOGITS_AT_ONCE, LVMConfig
 from lvm.runtime import UserError, build, write_json
+from lvm.training.parallel import Recomputation, recomputed_layers
 
 SECONDS_A_DAY = 86_400
-
-Recomputation = Literal["none", "selective", "full"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class CostOptions:
     reserve: float = 0.1  # share of memory left to the allocator, kernels and communication
     replicate: int = 1  # copies of weights and moments, trainer.parallel.replicate
     activation_checkpointing: Recomputation = "none"  # trainer.parallel.activation_checkpointing
+    recomputed_share: float = 1.0  # trainer.parallel.recomputed_share
 
     def __post_init__(self) -> None:
         for name in ("nodes", "gpus", "tokens", "peak", "memory"):
@@ -67,23 +69,31 @@ class CostOptions:
             raise UserError(f"seq_len is {self.seq_len}; use 1 or more")
         if not 0 < self.mfu <= 1 or not 0 <= self.reserve < 1:
             raise UserError(f"mfu is {self.mfu:g} and reserve {self.reserve:g}; both are shares, from 0 to 1")
+        if not 0 <= self.recomputed_share <= 1:
+            raise UserError(f"recomputed_share is {self.recomputed_share:g}; it is a share, from 0 to 1")
         if self.replicate < 1 or self.nodes * self.gpus % self.replicate:
             raise UserError(f"replicate is {self.replicate}; use a divisor of {self.nodes} nodes x {self.gpus} GPUs")
+
+    @property
+    def recomputed(self) -> tuple[Recomputation, float]:
+        return self.activation_checkpointing, self.recomputed_share
 
 
 # The formulas of the docstring.
 
 
-def gathered_bytes(config: LVMConfig, ranks: int, recomputation: Recomputation = "none") -> int:
+def gathered_bytes(config: LVMConfig, ranks: int, recomputation: Recomputation = "none", share: float = 1.0) -> int:
     """Beside a GPU's own shard: 16-bit weights and passing gradients."""
-    if ranks == 1 and recomputation == "none":
+    recomputed = len(recomputed_layers(config.num_layers, recomputation, share))
+    if ranks == 1 and not recomputed:
         return 2 * config.num_params
     layer = config.layer_params
     outer = config.num_params - config.num_layers * layer
-    return 2 * (2 * layer + outer) + 6 * (layer + outer)
+    cast = 2 * (config.num_layers - recomputed) * layer if ranks == 1 else 0
+    return 2 * (2 * layer + outer) + 6 * (layer + outer) + cast
 
 
-def activation_bytes_per_token(config: LVMConfig, recomputation: Recomputation = "none") -> int:
+def activation_bytes_per_token(config: LVMConfig, recomputation: Recomputation = "none", share: float = 1.0) -> int:
     """What the forward pass keeps."""
     d, f = config.hidden_size, config.intermediate_size
     queries, keys = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
@@ -92,12 +102,13 @@ def activation_bytes_per_token(config: LVMConfig, recomputation: Recomputation =
         "selective": 2 * (2 * d + 2 * queries + 2 * keys + 2 * f) + 4 * config.num_heads,
         "full": 2 * d,
     }
-    return config.num_layers * layer[recomputation] + 6 * d + 8
+    recomputed = len(recomputed_layers(config.num_layers, recomputation, share))
+    return recomputed * layer[recomputation] + (config.num_layers - recomputed) * layer["none"] + 6 * d + 8
 
 
-def recomputed_bytes_per_token(config: LVMConfig, recomputation: Recomputation) -> int:
+def recomputed_bytes_per_token(config: LVMConfig, recomputation: Recomputation, share: float = 1.0) -> int:
     """What the layer at work in the backward pass keeps beside that."""
-    if recomputation == "none":
+    if not recomputed_layers(config.num_layers, recomputation, share):
         return 0
     return activation_bytes_per_token(replace(config, num_layers=1)) - 6 * config.hidden_size - 8
 
@@ -109,9 +120,9 @@ def cache_bytes_per_token(config: LVMConfig) -> int:
 def cost(config: LVMConfig, options: CostOptions) -> dict[str, Any]:
     """Every figure by name; bytes, FLOPs and days as the docstring says."""
     ranks, seq_len = options.nodes * options.gpus, options.seq_len or config.max_position
-    states, recomputation = 16 * config.num_params / ranks * options.replicate, options.activation_checkpointing
-    gathered, logits = gathered_bytes(config, ranks, recomputation), 14 * LOGITS_AT_ONCE
-    token = activation_bytes_per_token(config, recomputation) + recomputed_bytes_per_token(config, recomputation)
+    states, recomputed = 16 * config.num_params / ranks * options.replicate, options.recomputed
+    gathered, logits = gathered_bytes(config, ranks, *recomputed), 14 * LOGITS_AT_ONCE
+    token = activation_bytes_per_token(config, *recomputed) + recomputed_bytes_per_token(config, *recomputed)
     window = token * seq_len
     usable = options.memory * (1 - options.reserve)
     micro_batch = max(0, math.floor((usable - states - gathered - logits) / window))

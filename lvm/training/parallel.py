@@ -8,7 +8,7 @@ Uncompiled, both give the same bits on one rank (a test says so). Master weights
 `parallelize` is the place where all of it is put on a model, in the order that works.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ANSWER_ROLE, PAD_ROLE = 1, 3
 LossOn = Literal["all", "answers"]
+Recomputation = Literal["none", "selective", "full"]
 # (tokens int64 [b, t + 1], role int8 [b, t + 1], targets of the whole step) -> loss, nll of those that count [b, t]
 LossFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -39,7 +40,8 @@ class ParallelConfig:
     shard: Literal["auto"] | int = "auto"  # ranks that share one copy of weights and moments; auto: all / replicate
     replicate: int = 1  # such copies (HSDP); the number of nodes where the network between them is slow
     # What the backward pass computes again: nothing, all but matrix products and attention, or whole blocks.
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    activation_checkpointing: Recomputation = "none"
+    recomputed_share: float = 1.0  # of the blocks, spread evenly, that compute again; the others keep what they need
     reshard_after_forward: bool = True  # false: blocks stay whole until the backward pass; faster, 2 N bytes a rank
     prefetch: int = 1  # blocks fetched while another computes; each holds its whole weights meanwhile
     reduce_every_micro_batch: bool = False  # true: gradients wait sharded for the step, else whole (4 N bytes a rank)
@@ -49,6 +51,20 @@ class ParallelConfig:
             value = getattr(self, name)
             if value != "auto" and value < least:
                 raise UserError(f"trainer.parallel.{name} is {value}; use {least} or more")
+        if not 0 <= self.recomputed_share <= 1:
+            raise UserError(
+                f"trainer.parallel.recomputed_share is {self.recomputed_share:g}; it is a share, from 0 to 1"
+            )
+
+    def recomputed(self, num_layers: int) -> list[int]:
+        """Which blocks compute again in the backward pass."""
+        return recomputed_layers(num_layers, self.activation_checkpointing, self.recomputed_share)
+
+
+def recomputed_layers(num_layers: int, recomputation: Recomputation, share: float) -> list[int]:
+    """round(share x `num_layers`) of the layers, evenly spread; none where nothing is recomputed."""
+    number = 0 if recomputation == "none" else round(share * num_layers)
+    return [i for i in range(num_layers) if (i + 1) * number // num_layers > i * number // num_layers]
 
 
 def make_mesh(config: ParallelConfig, world_size: int, device_type: str) -> DeviceMesh | None:
@@ -85,11 +101,9 @@ def parallelize(model: LVM, config: ParallelConfig, dtype: torch.dtype, compile:
     takes embedding, last norm and head, so at most two blocks and the root are whole at a time.
     """
     model.fused_loss = compile
-    if config.activation_checkpointing != "none":
-        for block in model.layers:
-            recompute_in_backward(
-                block, config.activation_checkpointing == "selective", dtype if mesh is None else None
-            )
+    for i in config.recomputed(len(model.layers)):
+        selective, cast = config.activation_checkpointing == "selective", dtype if mesh is None else None
+        recompute_in_backward(model.layers[i], selective, cast)
     if mesh is None:
         return
     if compile:
@@ -190,10 +204,11 @@ class _Loss(nn.Module):
         loss, nll = self.model.loss(tokens, counts.float(), *documents)
         return loss, torch.where(counts, nll, 0.0)
 
-    def to_cast(self, recomputed: bool) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters that the loss casts: all, or those outside of blocks where these cast their own."""
+    def to_cast(self, recomputed: Sequence[int]) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that the loss casts: all but those of recomputed blocks, which cast their own."""
+        elsewhere = tuple(f"model.layers.{i}." for i in recomputed)
         for name, parameter in self.named_parameters():
-            if not (recomputed and name.startswith("model.layers.")):
+            if not name.startswith(elsewhere):
                 yield name, parameter
 
 
@@ -214,7 +229,7 @@ def make_loss(
     """The loss of one micro-batch on one rank: its weighted nll over `targets`, the count of the whole step."""
     parallelize(model, parallel, dtype, compile, mesh=None)
     module = _Loss(model, document_mask)
-    recomputed = parallel.activation_checkpointing != "none"
+    recomputed = parallel.recomputed(len(model.layers))
 
     def loss(tokens: Tensor, role: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         inputs = tokens, counted(role, loss_on)

@@ -60,6 +60,10 @@ def test_recomputation_and_copies_by_hand():
     products = 2 * (6 * 3200 + 2 * 8640) + 4 * 32
     assert memory["selective"]["activations_per_window"] == 4096 * (26 * products + kept + beside)
     assert memory["full"]["activations_per_window"] == 4096 * (26 * 2 * 3200 + kept + beside)
+    half = figures("3b", nodes=2, gpus=8, activation_checkpointing="full", recomputed_share=0.5)["memory_per_gpu"]
+    assert half["activations_per_window"] == 4096 * (13 * 2 * 3200 + 13 * kept + kept + beside)
+    with pytest.raises(UserError, match="recomputed_share is 2; it is a share"):
+        figures("3b", recomputed_share=2)
     with pytest.raises(UserError, match="replicate is 3; use a divisor of 2 nodes x 8 GPUs"):
         figures("3b", nodes=2, gpus=8, replicate=3)
 

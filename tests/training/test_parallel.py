@@ -20,7 +20,7 @@ from lvm.model import LVM
 from lvm.runtime import UserError
 from lvm.runtime.checkpoint import list_checkpoints, read_manifest
 from lvm.runtime.metrics import read_metrics
-from lvm.training.parallel import ParallelConfig, make_loss, make_mesh
+from lvm.training.parallel import ParallelConfig, make_loss, make_mesh, recomputed_layers
 
 ROOT = Path(__file__).parents[2]
 STEPS = {"max_steps": 5, "batch_size": 8, "log_every_steps": 1}
@@ -43,7 +43,8 @@ TABLE = [
     ),
     ({"replicate": 4, "activation_checkpointing": "selective"}, {"precision": "bf16", "matrices": "adamw"}),
     (
-        {"replicate": 2, "activation_checkpointing": "full", "reduce_every_micro_batch": True, "prefetch": 2},
+        {"replicate": 2, "activation_checkpointing": "full", "recomputed_share": 0.5, "prefetch": 2}
+        | {"reduce_every_micro_batch": True},
         {"precision": "fp32", "matrices": "muon", "loss_on": "answers"} | ONE_AT_A_TIME,
     ),
     (
@@ -168,9 +169,10 @@ def test_a_mesh_that_is_not_the_number_of_ranks_is_refused_with_a_remedy():
 def test_recomputation_changes_no_bit_and_selective_repeats_no_product(dtype):
     tokens, role = torch.randint(20, (4, 17)), torch.zeros(4, 17, dtype=torch.int8)
     gradients, kept, flops = [], [], []
-    for kind in ("none", "selective", "full"):
+    for kind, share in (("none", 1.0), ("selective", 1.0), ("full", 1.0), ("full", 0.5)):
         model = LVM(replace(MODEL, num_layers=4), 1)
-        loss_of = make_loss(model, dtype, True, False, "all", ParallelConfig(activation_checkpointing=kind))
+        parallel = ParallelConfig(activation_checkpointing=kind, recomputed_share=share)
+        loss_of = make_loss(model, dtype, True, False, "all", parallel)
         keeping = KeptByAutograd()
         with keeping, FlopCounterMode(display=False) as counter:
             loss, _ = loss_of(tokens, role, torch.tensor(64.0))
@@ -181,8 +183,18 @@ def test_recomputation_changes_no_bit_and_selective_repeats_no_product(dtype):
         flops.append(counter.get_total_flops())
     for other in gradients[1:]:
         assert all(torch.equal(p, q) for p, q in zip(gradients[0], other, strict=True))
-    assert max(kept[1:]) < 0.5 * kept[0]  # what selective keeps beside is its own, products alone
-    assert flops[0] == flops[1] < flops[2]
+    assert max(kept[1:3]) < 0.5 * kept[0]  # what selective keeps beside is its own, products alone
+    assert flops[0] == flops[1] < flops[3] < flops[2]
+    assert 2 * (flops[3] - flops[0]) == flops[2] - flops[0] and kept[2] < kept[3] < 0.8 * kept[0]
+
+
+def test_recomputed_layers_are_spread_evenly():
+    assert recomputed_layers(6, "full", 0.5) == [1, 3, 5]
+    assert recomputed_layers(10, "selective", 0.3) == [3, 6, 9]
+    assert recomputed_layers(4, "full", 1.0) == [0, 1, 2, 3]
+    assert recomputed_layers(4, "none", 1.0) == recomputed_layers(4, "full", 0.0) == []
+    with pytest.raises(UserError, match=r"trainer\.parallel\.recomputed_share is 1\.5; it is a share, from 0 to 1"):
+        ParallelConfig(recomputed_share=1.5)
 
 
 class KeptByAutograd(torch.autograd.graph.saved_tensors_hooks):
