@@ -39,9 +39,10 @@ from lvm.commands.bench import (
     take_turns,
 )
 from lvm.commands.cost import activation_bytes_per_token, gathered_bytes, recomputed_bytes_per_token
+from lvm.cross_entropy import LOGITS_AT_ONCE
 from lvm.data import WindowLoader
 from lvm.data.loader import Batch
-from lvm.model import LOGITS_AT_ONCE, LVM, LVMConfig
+from lvm.model import LVM, LVMConfig
 from lvm.runtime.machine import compile_problem
 from lvm.training.journal import peak_flops
 from lvm.training.loop import compute_dtype
@@ -52,7 +53,6 @@ Step = Callable[[], Tensor]  # one optimiser step; the loss before it
 Names = Literal["ours", "alternative"]
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "_linear_pointwise", "mkl_linear", "packed_linear")
 STATE_BYTES = 16  # a parameter: float32 weight, gradient and two moments
-LOGITS_BYTES = 14 * LOGITS_AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -223,12 +223,13 @@ def allocated_on_top(step: Step) -> int:
     return max(held, default=0)
 
 
-def planned_bytes(options: Options, config: LVMConfig) -> int:
+def planned_bytes(options: Options, setting: Setting) -> int:
     """What `lvm cost` plans with on one device: states, their copy in bf16, logits, activations."""
+    config, logits = setting.config, 14 * LOGITS_AT_ONCE[setting.device.type]
     recomputed = options.activation_checkpointing, options.recomputed_share
     token = activation_bytes_per_token(config, *recomputed) + recomputed_bytes_per_token(config, *recomputed)
     activations = token * options.batch_size * options.seq_len
-    return STATE_BYTES * config.num_params + gathered_bytes(config, 1, *recomputed) + LOGITS_BYTES + activations
+    return STATE_BYTES * config.num_params + gathered_bytes(config, 1, *recomputed) + logits + activations
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -287,7 +288,7 @@ def run(options: Options) -> dict[str, Any]:
         },
         params=setting.config.num_params,
         state_bytes=STATE_BYTES * setting.config.num_params,
-        planned_bytes=planned_bytes(options, setting.config),
+        planned_bytes=planned_bytes(options, setting),
     )
     print(table(found))
     print(details(found))

@@ -17,7 +17,15 @@ from torch.utils.flop_counter import register_flop_formula
 if TYPE_CHECKING:
     from jaxtyping import Float, Float32, Int
 
-LOGITS_AT_ONCE = 2**22  # elements of logits that are held at one time
+# Elements of logits that are held at one time. A piece adds to the float32 gradient of the head, which a GPU does no
+# faster than a product of a thousand rows.
+LOGITS_AT_ONCE = {"cpu": 2**22, "cuda": 2**25}
+
+
+def rows_at_once(vocab_size: int, device: torch.device) -> int:
+    """Rows of logits that are held at one time; whole tiles of a product where there are many."""
+    rows = max(1, LOGITS_AT_ONCE.get(device.type, LOGITS_AT_ONCE["cuda"]) // vocab_size)
+    return rows - rows % 256 if rows >= 2048 else rows
 
 
 def padded_head(weight: "Float[Tensor, 'v d']") -> "Float[Tensor, 'padded d']":

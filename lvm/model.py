@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lvm.attention import AttentionName, Mask, attend, attention_mask, choose_attention
-from lvm.cross_entropy import LOGITS_AT_ONCE, next_token_nll, weighted_nll
+from lvm.cross_entropy import next_token_nll, rows_at_once, weighted_nll
 from lvm.model_folder import ModelError, read_json, stored_tensors, write_json
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ class LVM(nn.Module):
         """-log p(tokens[:, 1:]) in nats. `positions` and `documents` are those of the fed tokens[:, :-1]."""
         x = self.hidden(tokens[:, :-1], positions, documents).flatten(0, 1)
         targets = tokens[:, 1:].flatten()
-        rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        rows = rows_at_once(self.config.vocab_size, x.device)
         if len(targets) <= rows:
             return next_token_nll(x, self.head.weight, targets).view(tokens.shape[0], -1)
         pieces = [  # the logits of a piece are computed again in the backward pass
@@ -314,7 +314,7 @@ class LVM(nn.Module):
         Its gradients are those of `nll` and are made in the forward pass: a quarter less work for the head.
         """
         x = self.hidden(tokens[:, :-1], positions, documents).flatten(0, 1)
-        rows = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        rows = rows_at_once(self.config.vocab_size, x.device)
         targets = tokens[:, 1:].flatten()
         z_loss, fused = self.config.z_loss, self.fused_loss
         loss, nll = weighted_nll(x, self.head.weight, targets, weights.flatten(), z_loss, rows, fused)

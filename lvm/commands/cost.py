@@ -13,7 +13,7 @@ gathered        one rank without recomputation: 2 N, all weights cast to bf16 in
                 layers (the one at work and the next) and of embedding, final norm and head, which stay gathered
                 (2 bytes), and the gradients of one layer and of those in bf16 and float32 on their way to be reduced
                 (6 bytes)
-logits          2^22 elements at one time, in bf16, and in float32 with their softmax and gradient: 14 bytes each
+logits          2^25 elements at one time, in bf16, and in float32 with their softmax and gradient: 14 bytes each
 activations     a token and layer: 2 (4 d + 2 h k + 2 g k + 3 f) + 4 h bytes. Kept in bf16 for the backward pass: four
                 rows of d (the inputs of both norms and what these put out), queries and the output of attention (h k),
                 keys and values (g k), gate, up and their product (f); and attention's log-sum-exp in float32.
@@ -39,7 +39,8 @@ from pathlib import Path
 from typing import Any
 
 from lvm.commands._options import options_from
-from lvm.model import LOGITS_AT_ONCE, LVMConfig
+from lvm.cross_entropy import LOGITS_AT_ONCE
+from lvm.model import LVMConfig
 from lvm.runtime import UserError, build, write_json
 from lvm.training.parallel import Recomputation, recomputed_layers
 
@@ -121,7 +122,7 @@ def cost(config: LVMConfig, options: CostOptions) -> dict[str, Any]:
     """Every figure by name; bytes, FLOPs and days as the docstring says."""
     ranks, seq_len = options.nodes * options.gpus, options.seq_len or config.max_position
     states, recomputed = 16 * config.num_params / ranks * options.replicate, options.recomputed
-    gathered, logits = gathered_bytes(config, ranks, *recomputed), 14 * LOGITS_AT_ONCE
+    gathered, logits = gathered_bytes(config, ranks, *recomputed), 14 * LOGITS_AT_ONCE["cuda"]
     token = activation_bytes_per_token(config, *recomputed) + recomputed_bytes_per_token(config, *recomputed)
     window = token * seq_len
     usable = options.memory * (1 - options.reserve)

@@ -43,8 +43,8 @@ def test_a_save_blocks_for_no_longer_than_it_takes(tmp_path):
 def test_memory_is_that_of_states_and_more():
     train = bench.benchmark("train")
     options = train.Options("debug", seq_len=32, batch_size=1, compile=False, precision="fp32")
-    config = train.Setting.of(options).config
+    setting = train.Setting.of(options)
     smaller = train.Setting.of(train.Options("debug", num_codes=512, compile=False)).config
-    assert smaller.num_params < config.num_params and smaller.vocab_size == 512 + 100
+    assert smaller.num_params < setting.config.num_params and smaller.vocab_size == 512 + 100
     found = train.peak_bytes(asdict(options), "ours")
-    assert 16 * config.num_params <= found["bytes"] <= 1.5 * train.planned_bytes(options, config)
+    assert 16 * setting.config.num_params <= found["bytes"] <= 1.5 * train.planned_bytes(options, setting)

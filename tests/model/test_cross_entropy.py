@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import lvm.cross_entropy
-import lvm.model
 from lvm.cross_entropy import nll_and_gradients, weighted_nll
 from lvm.model import LVM, LVMConfig
 
@@ -38,7 +37,7 @@ def same_gradients(ours: LVM, plain: LVM) -> None:
 @pytest.mark.parametrize("rows", [7, 10_000])
 @pytest.mark.parametrize("tied", [False, True])
 def test_nll_and_loss_are_the_cross_entropy_of_the_logits_forward_and_backward(monkeypatch, rows, tied):
-    monkeypatch.setattr(lvm.model, "LOGITS_AT_ONCE", rows * TINY.vocab_size)
+    monkeypatch.setitem(lvm.cross_entropy.LOGITS_AT_ONCE, "cpu", rows * TINY.vocab_size)
     window, weights = tokens(2, 33), torch.rand(2, 32)
     by_nll, plain = models(replace(TINY, tie_embeddings=tied))
     by_loss, _ = models(replace(TINY, tie_embeddings=tied))
@@ -145,7 +144,7 @@ class Watch(torch.utils._python_dispatch.TorchDispatchMode):
 
 @pytest.mark.parametrize("way", ["nll", "loss"])
 def test_more_logits_than_stated_never_exist(monkeypatch, way):
-    monkeypatch.setattr(lvm.model, "LOGITS_AT_ONCE", 8 * TINY.vocab_size)
+    monkeypatch.setitem(lvm.cross_entropy.LOGITS_AT_ONCE, "cpu", 8 * TINY.vocab_size)
     model, _ = models(replace(TINY, hidden_size=24, intermediate_size=40, head_size=0))
     window, between, rows = tokens(4, 65), lvm.cross_entropy._between_products, []
     monkeypatch.setattr(
@@ -159,7 +158,7 @@ def test_more_logits_than_stated_never_exist(monkeypatch, way):
 
 
 def test_the_loss_multiplies_by_the_head_three_times_and_nll_in_pieces_four_times(monkeypatch):
-    monkeypatch.setattr(lvm.model, "LOGITS_AT_ONCE", 8 * TINY.vocab_size)
+    monkeypatch.setitem(lvm.cross_entropy.LOGITS_AT_ONCE, "cpu", 8 * TINY.vocab_size)
     model, _ = models()
     window = tokens(2, 33)
 
