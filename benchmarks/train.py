@@ -12,6 +12,7 @@ casts, updates, host). `memory=true` runs each again in a process of its own and
 in a step; weights, gradients and moments are 16 bytes a parameter of it. What `lvm cost` plans with stands beside it.
 """
 
+import gc
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -255,7 +256,10 @@ def run(options: Options) -> dict[str, Any]:
         seconds = take_turns({name: some(step) for name, step in steps.items()}, options.rounds)
         data_wait = windows.waited / sum(seconds["ours"]) * options.rounds / (options.rounds + 1)
         work = {name: work_of(step, min(3, options.steps), setting.device) for name, step in steps.items()}
-    del model, net, steps
+    del model, net, steps, step
+    gc.collect()
+    if setting.device.type == "cuda":
+        torch.cuda.empty_cache()  # for the processes that measure memory
     amount, unit = options.steps * options.batch_size * options.seq_len, "tokens/s"
     flops, peak = setting.config.flops_per_token(options.seq_len), matmul_peak(str(setting.device))
     of_sheet = peak_flops(setting.device)

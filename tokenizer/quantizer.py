@@ -187,7 +187,8 @@ class CodebookKeeper:
     @torch.no_grad()
     def observe(self, codes: "Int64[Tensor, 'n']", latents: "Float[Tensor, 'n d']") -> "Int64[Tensor, 'k']":
         """Take a micro-batch into account; returns how often each code was chosen in it, over all ranks."""
-        used = _summed(torch.bincount(codes, minlength=len(self.codebook)))
+        ones, none = torch.ones_like(codes), codes.new_zeros(len(self.codebook))
+        used = _summed(none.index_add_(0, codes, ones))  # bincount waits for the device
         self.counts += used
         if self.config.kind == "ema":
             latents = latents.float()

@@ -139,9 +139,10 @@ def train(
                     for i in (number, number + 1)
                 )
                 batch = batches(now, following)
-                figures, codes, latents = objective.backward(
-                    torch.from_numpy(batch).to(device, non_blocking=True), quantized, 1 / num_micro, adversarial
-                )
+                pixels = torch.from_numpy(batch)
+                if device.type == "cuda":  # the host waits for the copy of what is not pinned
+                    pixels = pixels.pin_memory().to(device, non_blocking=True)
+                figures, codes, latents = objective.backward(pixels, quantized, 1 / num_micro, adversarial)
                 journal.add(figures, 1 / num_micro)
                 if started:
                     state.used += state.keeper.observe(codes, latents)

@@ -10,6 +10,7 @@ and the levels are joined by their log-sum-exps (parts.py); nothing is copied.
 A slot without a prefix is any set of prompts. The model file knows nothing of this.
 """
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from lvm.inference.parts import attend_folded, attend_part, join
 from lvm.model import LVMConfig, apply_rope, rope_angles
@@ -42,6 +43,18 @@ def cache_dtype(model: "LVM") -> torch.dtype:
     weight = model.embed.weight
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def with_cast_products(block: "Block", dtype: torch.dtype) -> "Block":
+    """A copy whose products have weights of `dtype`, as autocast makes them in each call; the same answers.
+
+    A step reads every weight once: made anew in each, casts would move four times the bytes. Norms stay as they are.
+    """
+    block = copy.deepcopy(block)
+    for layer in block.modules():
+        if isinstance(layer, nn.Linear):
+            layer.to(dtype)
+    return block
 
 
 def before_attention(block: "Block", x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,6 +111,8 @@ class Cache:
         config, weight = model.config, model.embed.weight
         self.model, self.rows, self.candidates = model, rows, candidates
         self.blocks = cast("list[Block]", list(model.layers))
+        if weight.is_cuda and cache_dtype(model) != weight.dtype:
+            self.blocks = [with_cast_products(block, cache_dtype(model)) for block in self.blocks]
         self.groups, self.head_size = config.num_kv_heads, config.head_size
         self.fixed = weight.is_cuda
         self._before = compiled(before_attention) if compile else before_attention

@@ -5,6 +5,7 @@ done, whatever the others do. How many codes an answer has is known beforehand, 
 hand prompts over and to take answers away; on a GPU a step is one captured graph.
 """
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -93,6 +94,12 @@ def default_cache_bytes(model: "LVM") -> int:
         return CPU_CACHE_BYTES
     unused = torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
     return int(torch.cuda.mem_get_info(weight.device)[0] + unused) // 2
+
+
+@functools.cache
+def capturing_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all graphs of a device: for each stream cuBLAS keeps memory of its own."""
+    return torch.cuda.Stream(device)
 
 
 def magnitude(number: int) -> int:
@@ -293,7 +300,7 @@ class Batch:
         on_host = list(self.cache.fed)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.tokens.device):  # streams are made on the current one
-            aside = torch.cuda.Stream()
+            aside = capturing_stream(self.tokens.device)
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 for _ in range(2):

@@ -312,6 +312,7 @@ class CheckpointWriter:
         mine: dict[str, dict[str, Any]] = {}
         try:
             writer = HuggingFaceStorageWriter(str(aside / "tensors"), save_distributed=True)
+            writer.per_thread_copy_ahead = 0  # all lies in memory: else each 10 MB wait for the stream that trains
             dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=not self._distributed)
             mine = {
                 f"tensors/{file.name}": _describe(file)

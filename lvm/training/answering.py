@@ -39,7 +39,7 @@ def whole_model(model: LVM, ranks: Distributed) -> LVM | None:
         device = next(model.parameters()).device
         with torch.device("meta"):
             whole = LVM(model.config)
-        whole = whole.to_empty(device=device).to(torch.bfloat16 if device.type == "cuda" else torch.float32)
+        whole = whole.to(torch.bfloat16 if device.type == "cuda" else torch.float32).to_empty(device=device)
         if model.config.tie_embeddings:  # to_empty makes two of the one
             whole.head.weight = whole.embed.weight
     targets = list(whole.parameters()) if whole is not None else [None] * len(list(model.parameters()))

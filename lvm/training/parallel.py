@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch._inductor.config as inductor
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -107,6 +108,9 @@ def parallelize(model: LVM, config: ParallelConfig, dtype: torch.dtype, compile:
     if mesh is None:
         return
     if compile:
+        # Inductor's own launcher of kernels holds Python's lock while a full queue makes it wait, as behind a slow
+        # rank: this rank's watch could no longer say that it lives. Triton's lets go of the lock.
+        inductor.use_static_cuda_launcher = False
         for block in model.layers:
             block.compile(dynamic=False)
     # Inputs stay as they are: the angles of the rotary positions are float32.
@@ -166,8 +170,12 @@ _PRODUCTS = {
 }
 
 
+_PRODUCTS_OF_FLASH_ATTN = ("flash_attn::_flash_attn_forward", "flash_attn::_flash_attn_varlen_forward")
+
+
 def _keep_products(_context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in _PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+    keep = operation in _PRODUCTS or operation.name().startswith(_PRODUCTS_OF_FLASH_ATTN)
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def prefetch_blocks(blocks: list[Any], number: int) -> None:

@@ -16,7 +16,7 @@ from lvm.inference.engine import Batch, Request, Statistics, answer_requests
 from lvm.inference.parts import attend_part, attend_whole, join
 from lvm.inference.sampling import Sampling
 from lvm.inference.sharing import common_length, group_by_prefix
-from lvm.model import LVM, LVMConfig
+from lvm.model import LVM, LVMConfig, rope_angles
 
 TINY = LVMConfig(num_codes=50, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, max_position=400)
 SAMPLED = Sampling(temperature=0.9, top_k=20)
@@ -222,6 +222,20 @@ def test_compiled_layers_give_the_same_answers():
     requests = [request(codes(40, 7), codes(5 + seed, seed), seed=seed) for seed in range(3)]
     for (tokens, _), (expected, _) in zip(answers(model, requests, compile=True), answers(model, requests)):
         assert np.array_equal(tokens, expected)
+
+
+def test_products_cast_once_answer_as_those_that_autocast_casts():
+    model, x = random_model(), torch.randn(2, 3, TINY.hidden_size)
+    cos, sin = rope_angles(torch.arange(3)[None], TINY.head_size, TINY.rope_theta)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for block in model.layers:
+            cast = cache.with_cast_products(block, torch.bfloat16)
+            for a, b in zip(cache.before_attention(block, x, cos, sin), cache.before_attention(cast, x, cos, sin)):
+                assert torch.equal(a, b)
+            y = torch.randn(2, 3, TINY.num_heads * TINY.head_size)
+            assert torch.equal(cache.after_attention(block, x, y), cache.after_attention(cast, x, y))
+            assert cast.mlp.up.weight.dtype == torch.bfloat16 and cast.mlp_norm.weight.dtype == torch.float32
+    assert model.layers[0].mlp.up.weight.dtype == torch.float32
 
 
 class BytesRead(TorchDispatchMode):

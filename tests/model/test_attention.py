@@ -61,7 +61,7 @@ def heads(groups: int, head_size: int = 8, t: int = 12, device: torch.device = C
 
 
 def check(name, groups, documents, backward=True, tolerance=1e-5, **where):
-    ours, plain = heads(groups, **where), heads(groups)
+    ours, plain = heads(groups, **where), heads(groups, where.get("head_size", 8))
     if not backward:
         ours = tuple(x.detach() for x in ours)
     on = None if documents is None else documents.to(ours[0].device)

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.checkpoint import filesystem
 
 from lvm.runtime import UserError, checkpoint
 from lvm.runtime.checkpoint import (
@@ -110,6 +112,23 @@ def test_a_save_holds_the_values_of_its_call_though_training_goes_on(tmp_path):
     loaded = zeros_like(tensors)
     load_checkpoint(tmp_path / "step-00000001", loaded)
     assert_equal(loaded, before)
+
+
+def test_a_save_does_not_wait_for_the_stream_that_trains(tmp_path, monkeypatch):
+    """With a GPU torch would load what it writes by a stream of its own making, and wait for it every 10 MB."""
+
+    class WithGPU:
+        cuda = SimpleNamespace(is_available=lambda: True)
+
+        def __getattr__(self, name):
+            return getattr(torch, name)
+
+    monkeypatch.setattr(filesystem, "torch", WithGPU())
+    monkeypatch.setattr(filesystem, "_OverlappingCpuLoader", None)
+    writer = CheckpointWriter(tmp_path)
+    writer.save(1, some_tensors(), {}, {})
+    writer.wait()
+    assert newest_checkpoint(tmp_path) == tmp_path / "step-00000001"
 
 
 def test_one_prefix_can_be_loaded_alone(two_checkpoints):
