@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -46,8 +46,10 @@ from lvm.inference.sampling import Sampling
 from lvm.model import LVM, LVMConfig, config_from_hugging_face
 from lvm.model_folder import read_json as read_model_json
 from lvm.runtime import UserError
+from lvm.runtime.files import claimed
 from lvm.runtime.job_folder import refuse_other_question
 from lvm.runtime.model_files import model_fingerprint
+from lvm.runtime.progress import Progress
 from lvm.runtime.tasks import local_rank, read_shard, shard_of_environment, task_of_array
 from tokenizer import VQGAN
 
@@ -329,24 +331,35 @@ def answer_one(arguments: argparse.Namespace, setting: Setting, asked: Asked) ->
     for file in asked.files:
         open_picture(file, setting.options.protocol)  # before the weights, which take longer
     given = {**setting.given, "question": question}
-    prompter = setting.prompter()
-    for result in answer_prompts(prompter, [asked], setting.options, given):
+    with claimed(out):
+        (result,) = answer_prompts(setting.prompter(), [asked], setting.options, given, progress_of(asked, setting))
         if isinstance(result, Failed):
             raise UserError(f"{result.file}: {result.reason}")
         write_folder(result, out.resolve(), arguments.grid)
-        return report_one(arguments, result.record)
-    raise AssertionError("a prompt has no answer")
+    return report_one(arguments, result.record)
+
+
+def progress_of(asked: Asked, setting: Setting) -> Callable[[int], None] | None:
+    """A line every few seconds of an answer of many pictures."""
+    if asked.num_pictures == 1:
+        return None
+    return Progress(asked.num_pictures * setting.options.num_candidates, "pictures").update
 
 
 def report_one(arguments: argparse.Namespace, record: dict[str, Any]) -> int:
     if arguments.json:
         print(json.dumps(record))
         return 0
+    if record.get("pictures_left_out"):
+        print(f"the first {record['pictures_left_out']} pictures are left out: the context does not hold them")
+    rule, choices = record["choose"], record["choices"]
     for number, (files, score) in enumerate(zip(files_of(record, arguments.out), record["scores"])):
-        mark = f"  chosen by {record['choose']}" if number == record["chosen"] else ""
+        chosen = number == record["chosen"]
+        mark = f"  chosen by {rule}, {choices['by_rule'][rule][number]:.3f}" if chosen else ""
+        mark += "  of one colour" if choices["one_colour"][number] else ""
         print(f"{score:8.3f}  {'  '.join(files)}{mark}")
-    if record["choose"] and record["chosen"] is None:
-        print(f"none is chosen by {record['choose']}: {record['choices']['left_out'][record['choose']]}")
+    if rule and record["chosen"] is None:
+        print(f"none is chosen by {rule}: {choices['left_out'][rule]}")
     if arguments.grid:
         print(arguments.out / "grid.png")
     return 0
@@ -389,6 +402,14 @@ def report_many(arguments: argparse.Namespace, job: PromptJob, failed: list[dict
     if arguments.mse and records:
         say(arguments, f"MSE: {sum(record['mse'] for record in records) / len(records)}")
     say(arguments, f"{len(records)} answers: {arguments.out / 'answers.jsonl'}")
+    blank = [
+        (record["choices"]["one_colour"][record["chosen"]], record["choices"]["one_colour"][0])
+        for record in records
+        if record["chosen"] is not None
+    ]
+    if blank:
+        chosen, random = (sum(column) / len(blank) for column in zip(*blank))
+        say(arguments, f"of one colour: {chosen:.1%} of the chosen answers, {random:.1%} of random ones")
     if not failed:
         return 0
     first = failed[0]

@@ -113,7 +113,8 @@ def write_folder(answered: Answered, folder: Path, grid: bool) -> None:
             for name, copy in zip(names[record["chosen"]], chosen_names(pictures.shape[1])):
                 shutil.copyfile(aside / name, aside / copy)
         if grid:
-            Image.fromarray(answer_grid(answered.shown, pictures, answered.size)).save(aside / "grid.png")
+            seen = answered.shown[record["pictures_left_out"] :]
+            Image.fromarray(answer_grid(seen, pictures, answered.size)).save(aside / "grid.png")
         write_json(aside / "answer.json", record)
 
 

@@ -7,7 +7,7 @@ Pictures that prompts share (the pairs of many queries) are read and encoded onc
 prompts and no others.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import numpy as np
 from einops import rearrange
 
 from lvm.inference.answer_files import Answered, answer_names
-from lvm.inference.choosing import RULES, Scores, score_candidates
+from lvm.inference.choosing import RULES, Scores, score_candidates, seen_prompt
 from lvm.inference.prompt_files import Asked
 from lvm.inference.prompter import Prompter
 from lvm.inference.reference_protocol import decoded_as_reference, opened_as_reference
@@ -90,9 +90,13 @@ class Shown:
 
 
 def answer_prompts(
-    prompter: Prompter, prompts: Sequence[Asked], options: Options, given: "dict[str, Any] | None" = None
+    prompter: Prompter,
+    prompts: Sequence[Asked],
+    options: Options,
+    given: "dict[str, Any] | None" = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Generator[Answered | Failed, None, None]:
-    """Answers as they are done; `given` stands in every record, before all else."""
+    """Answers as they are done; `given` stands in every record, before all else; `progress` is told of pictures."""
     pictures = read_pictures(prompter, prompts, options)
     whole: list[Asked] = []
     for asked in prompts:
@@ -108,7 +112,7 @@ def answer_prompts(
     if options.window == "frames":  # told to the scores too, which see the window as it was
         asked_codes = [replace(prompt, tuple_size=1) for prompt in asked_codes]
     how = (options.num_candidates, options.sampling, options.seed, WINDOWS[options.window])
-    for number, answer in prompter.continuations(asked_codes, *how):
+    for number, answer in prompter.continuations(asked_codes, *how, progress):
         yield answered(prompter, whole[number], asked_codes[number], answer, pictures, options, given or {})
 
 
@@ -176,6 +180,7 @@ def answered(
     shown = pixels_of(asked.files, read) if asked.files else prompter.decode(prompt.codes)
     scores = score_candidates(prompter, prompt, found, pictures, options.rules)
     record = given | record_of(asked, found, scores, options)
+    record["pictures_left_out"] = len(prompt.codes) - len(seen_prompt(prompt, prompter.pictures_per_window).codes)
     if isinstance(last, Shown):
         record["original_size"] = list(last.size)
     if options.mse and fractions is not None:

@@ -175,13 +175,18 @@ def windows(
 
 def agreement(pictures: "UInt8[np.ndarray, 'c n y x 3']") -> "Float32[np.ndarray, 'c']":
     """Minus the mean absolute difference to the other candidates, in gray levels."""
-    flat = pictures.reshape(len(pictures), -1).astype(np.float32)
-    far = np.array([np.abs(flat - row).mean(1).sum() for row in flat])
-    return (-far / (len(flat) - 1)).astype(np.float32)
+    far = np.zeros(len(pictures))
+    for number in range(pictures.shape[1]):
+        flat = pictures[:, number].reshape(len(pictures), -1).astype(np.float32)
+        far += [np.abs(flat - row).mean(1).sum() for row in flat]
+    return (-far / (pictures.shape[1] * (len(pictures) - 1))).astype(np.float32)
 
 
 def one_colour(pictures: "UInt8[np.ndarray, '*n y x 3']") -> "Bool[np.ndarray, '*n']":
     """Whether a picture is blank: `ONE_COLOUR` of its pixels within `NEAR` of its median colour."""
-    pixels = pictures.reshape(*pictures.shape[:-3], -1, 3).astype(np.float32)
-    near = (np.abs(pixels - np.median(pixels, axis=-2, keepdims=True)) <= NEAR).all(-1)
-    return np.asarray(near.mean(-1) >= ONE_COLOUR)
+    blank = [
+        (np.abs(pixels - np.median(pixels, axis=0)) <= NEAR).all(-1).mean() >= ONE_COLOUR
+        for picture in pictures.reshape(-1, *pictures.shape[-3:])
+        for pixels in [picture.reshape(-1, 3).astype(np.float32)]
+    ]
+    return np.array(blank, dtype=bool).reshape(pictures.shape[:-3])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lvm.inference.engine import Request, answer_requests
-from lvm.inference.sampling import Sampling, answer_keys
+from lvm.inference.sampling import Sampling, answer_keys, check_candidates
 from lvm.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,13 +43,12 @@ def generate(
 
     Prompts hold codes only; BOS is put before them if `config.prompt_bos`. Only codes are drawn. Temperature 0 takes
     the most likely code. An answer depends on (seed, prompt, candidate, position) alone, up to float32 ties: not on
-    the other prompts, their order or the number of candidates. Raises `UserError` for ids that are no codes and for
-    more fed positions than `config.max_position` (the last code is never fed).
+    the other prompts, their order or the number of candidates. Raises `UserError` for ids that are no codes, several
+    candidates at temperature 0, and more fed positions than `config.max_position` (the last code is never fed).
     """
     prompts = as_prompts(prompt, model.config)
-    if num_candidates < 1:
-        raise UserError(f"num_candidates {num_candidates} must be at least 1")
     sampling = Sampling(temperature, top_k, top_p)
+    check_candidates(num_candidates, sampling)
     keys = answer_keys(prompts, num_candidates, seed)
     requests = make_requests(model.config, prompts, keys, num_tokens)
     tokens = np.empty((len(requests), num_candidates, num_tokens), np.int64)

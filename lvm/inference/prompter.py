@@ -10,7 +10,7 @@ inputs and annotations keep their places; BOS stays before it, and the pictures 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ from einops import rearrange
 from PIL import Image
 
 from lvm.inference.engine import answer_requests
-from lvm.inference.rollout import Continuation, Prompt, Rollout, Window
-from lvm.inference.sampling import GREEDY, Sampling
+from lvm.inference.rollout import Continuation, Prompt, Rollout, Window, move_window
+from lvm.inference.sampling import GREEDY, Sampling, check_candidates
 from lvm.inference.sliding import continue_on_old_keys
 from lvm.model import LVM, LVMConfig
 from lvm.pictures.decode import load, to_rgb
@@ -42,6 +42,7 @@ class Answer:
     pictures: "UInt8[np.ndarray, 'candidates num_pictures y x 3']"
     tokens: "Int64[np.ndarray, 'candidates num_pictures t']"
     log_probs: "Float32[np.ndarray, 'candidates num_pictures t']"  # nats, of the full softmax at temperature 1
+    left_out: int = 0  # of the prompt's first pictures, which the context did not hold beside the first answer
 
     @property
     def scores(self) -> "Float32[np.ndarray, 'candidates']":
@@ -111,7 +112,10 @@ class Prompter:
         top_p: float | None = None,
         seed: int = 0,
     ) -> Answer:
-        """What follows these pictures. Answers of any length: the window moves on picture by picture."""
+        """What follows these pictures. Answers of any length: the window moves on picture by picture.
+
+        `Answer.left_out` of the first pictures are not seen where the context does not hold all.
+        """
         sampling = Sampling(temperature, top_k, top_p)
         return self._answer(list(pictures), num_pictures, num_candidates, sampling, seed, tuple_size=1)
 
@@ -125,7 +129,10 @@ class Prompter:
         top_p: float | None = None,
         seed: int = 0,
     ) -> Answer:
-        """The second half of the pair that `query` begins; of more pairs than the context holds the last ones count."""
+        """The second half of the pair that `query` begins.
+
+        Of more pairs than the context holds the last ones count; `Answer.left_out` says how many pictures do not.
+        """
         for number, pair in enumerate(pairs):
             if len(pair) != 2:
                 raise UserError(f"pair {number} has {len(pair)} pictures; a pair is an input and its answer")
@@ -146,7 +153,8 @@ class Prompter:
         [(_, found)] = self.continuations([asked], num_candidates, sampling, seed)
         decoded = self.decode(rearrange(found.tokens, "c n t -> (c n) t"))
         pictures = rearrange(decoded, "(c n) ... -> c n ...", c=num_candidates)
-        return Answer(prompt, pictures, found.tokens, found.log_probs)
+        left_out = move_window(len(prompt), self.pictures_per_window - 1, tuple_size)
+        return Answer(prompt, pictures, found.tokens, found.log_probs, left_out)
 
     def continuations(
         self,
@@ -155,26 +163,34 @@ class Prompter:
         sampling: Sampling = GREEDY,
         seed: int = 0,
         window: Window = "tuples",
+        progress: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, Continuation]]:
         """(number of the prompt, what follows it), each as soon as it is done.
 
         All that is known to be wanted is answered together. Beyond the context each candidate goes on by itself: the
         window moves by whole tuples (`window="frames"`: picture by picture, as the reference has it), keeps BOS, and
         what is left in it is fed anew; with `window="reuse"` the old keys serve on, faster and not quite the same.
+        `progress` is told of pictures as they are drawn, those of each candidate counted.
         """
+        check_candidates(num_candidates, sampling)
+        count = progress or (lambda pictures: None)
         room = self.pictures_per_window
         rollouts = [Rollout(self.model.config, prompt, room, num_candidates, seed, window) for prompt in prompts]
         at_work = list(range(len(rollouts)))
         if window == "reuse":
             for n in [n for n in at_work if rollouts[n].exceeds_window]:
                 at_work.remove(n)
-                yield n, continue_on_old_keys(self.model, prompts[n], room, rollouts[n].keys, sampling)
+                yield n, continue_on_old_keys(self.model, prompts[n], room, rollouts[n].keys, sampling, count)
         while at_work:  # the requests of a round have as many candidates: all at first, then one
             asked = [(n, *found) for n in at_work for found in enumerate(rollouts[n].next_requests())]
             requests = [request for *_, request in asked]
             for number, tokens, log_probs in answer_requests(self.model, requests, sampling):
                 n, place, _ = asked[number]
-                if rollouts[n].accept(place, tokens, log_probs) and rollouts[n].finished:
+                before = rollouts[n].done
+                if not rollouts[n].accept(place, tokens, log_probs):
+                    continue
+                count((rollouts[n].done - before) * num_candidates)
+                if rollouts[n].finished:
                     yield n, rollouts[n].continuation()
             at_work = [n for n in at_work if not rollouts[n].finished]
 
@@ -205,8 +221,8 @@ def encode(vq: VQGAN, pictures: "UInt8[np.ndarray, 'n y x 3']") -> "Int64[np.nda
 def decode(vq: VQGAN, codes: "Int64[np.ndarray, 'n t']") -> "UInt8[np.ndarray, 'n y x 3']":
     device, grid = vq.quant_conv.weight.device, vq.config.code_grid
     pieces = torch.from_numpy(np.ascontiguousarray(codes)).to(device).split(PICTURES_AT_ONCE)
-    pixels = torch.cat([vq.decode(piece, grid) for piece in pieces])
-    return rearrange((pixels * 255).round().to(torch.uint8), "n c y x -> n y x c").cpu().numpy()
+    pixels = torch.cat([(vq.decode(piece, grid) * 255).round().to(torch.uint8) for piece in pieces])
+    return rearrange(pixels, "n c y x -> n y x c").cpu().numpy()
 
 
 def _as_image(picture: Any) -> Image.Image:

@@ -42,6 +42,15 @@ class Sampling:
 GREEDY = Sampling(temperature=0.0)
 
 
+def check_candidates(num_candidates: int, sampling: Sampling) -> None:
+    if num_candidates < 1:
+        raise UserError(f"num_candidates {num_candidates} must be at least 1")
+    if sampling.temperature == 0 and num_candidates > 1:
+        raise UserError(
+            f"{num_candidates} candidates at temperature 0 would all be the same; draw 1, or take a temperature above 0"
+        )
+
+
 def prompt_hash(codes: "Int64[np.ndarray, 't']") -> int:
     """A number for a prompt: the first 8 bytes of sha256 over its codes as little-endian int64."""
     return int.from_bytes(hashlib.sha256(np.ascontiguousarray(codes, dtype="<i8").tobytes()).digest()[:8], "big")

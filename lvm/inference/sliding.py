@@ -5,6 +5,7 @@ differ from those of a window fed anew; `benchmarks/long_context.py` measures by
 that attention needs (StreamingLLM, arXiv 2309.17453).
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +30,7 @@ def continue_on_old_keys(
     pictures_per_window: int,
     keys: "UInt64[np.ndarray, 'candidates']",
     sampling: Sampling,
+    progress: Callable[[int], None] = lambda pictures: None,
     cache_bytes: int | None = None,
 ) -> Continuation:
     """What follows the prompt; for each candidate a window and what is drawn of it, whatever the number of pictures.
@@ -43,7 +45,7 @@ def continue_on_old_keys(
     each = bytes_per_token(model.config, cache_dtype(model).itemsize) * sum(shape)
     together = max(1, (cache_bytes or default_cache_bytes(model)) // each)
     parts = [
-        _continue(model, prompt, shown, pictures_per_window, keys[start : start + together], sampling, shape)
+        _continue(model, prompt, shown, pictures_per_window, keys[start : start + together], sampling, shape, progress)
         for start in range(0, len(keys), together)
     ]
     return Continuation(
@@ -59,6 +61,7 @@ def _continue(
     keys: "UInt64[np.ndarray, 'candidates']",
     sampling: Sampling,
     shape: tuple[int, int, int],
+    progress: Callable[[int], None],
 ) -> Continuation:
     config, device = model.config, model.embed.weight.device
     room, first = pictures_per_window - 1, int(config.prompt_bos)
@@ -86,6 +89,7 @@ def _continue(
             log_probs.append(scores)
         last = tokens[-1][:, 0]
         held, done = held + now, done + now
+        progress(now * c)
         if done == prompt.num_pictures:
             break
         gone = move_window(held, room, prompt.tuple_size)

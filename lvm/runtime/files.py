@@ -80,6 +80,35 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def claimed(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """One process at a time makes `folder`, which is not there yet. Raises `UserError` where another one is at it.
+
+    The lock lies in the nearest folder above that is there, and goes when this process is done; the kernel drops that
+    of a killed one.
+    """
+    place = Path(folder).resolve()
+    above = next(parent for parent in place.parents if parent.exists())
+    lock = above / f".making-{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}.lock"
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(descriptor, 20).decode() or "another process"
+            raise UserError(f"{folder} is being made by {owner}; wait for it, or name another folder") from None
+        except OSError:  # a file system without locks
+            pass
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"pid {os.getpid()}".encode())
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
 def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
     with atomic_path(path) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)

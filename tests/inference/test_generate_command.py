@@ -30,6 +30,7 @@ from lvm.inference.prompt_files import natural, read_prompts
 from lvm.inference.prompt_job import blocks
 from lvm.model import LVM
 from lvm.runtime import UserError
+from lvm.runtime.files import claimed
 from lvm.runtime.tasks import read_shard, shard_of_environment
 from tokenizer import VQGAN
 
@@ -248,6 +249,51 @@ def test_two_processes_on_one_folder_are_refused(many, tmp_path):
     for refused in (second, third):
         assert refused.returncode == 2 and f"pid {first.pid}" in refused.stderr and refused.stderr.count("\n") == 1
     assert first.wait() == 0 and written(out) == whole
+
+
+def test_one_prompt_is_answered_by_one_process_at_a_time(folder, tmp_path, capfd):
+    out = tmp_path / "deep" / "out"
+    options = ["--sequence", "a0.png", "a1.png", "--num-pictures", "9", "--temperature", "0", "--out", str(out)]
+    with claimed(out), pytest.raises(UserError, match=rf"out is being made by pid {os.getpid()}; wait for it"):
+        command(folder, *options)
+    assert not any(tmp_path.iterdir())
+    assert command(folder, *options) == 0
+    assert "pictures: 9/9" in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+def test_what_the_context_does_not_hold_is_said_and_not_drawn(folder, tmp_path, capsys):
+    pairs = [f"a{n}.png" for n in range(6)]
+    words = ["--pairs", *pairs, "--query", "a6.png", "--window", "move", "--candidates", "3", "--choose", "agreement"]
+    command(folder, *words, "--out", str(tmp_path / "out"))
+    record = json.loads((tmp_path / "out" / "answer.json").read_text())
+    assert record["pictures_left_out"] == 2 and len(record["prompt"]) == 7
+    assert Image.open(tmp_path / "out" / "grid.png").size[0] == (5 + 1) * 100 + 4 + 8
+    printed = capsys.readouterr().out
+    assert "the first 2 pictures are left out" in printed
+    score = record["choices"]["by_rule"]["agreement"][record["chosen"]]
+    assert f"chosen by agreement, {score:.3f}" in printed
+
+
+def test_many_chosen_answers_are_reported_beside_random_ones(folder, tmp_path, capsys):
+    words = [
+        "--pairs",
+        "a0.png",
+        "a1.png",
+        "--queries",
+        "a2.png",
+        "a3.png",
+        "--candidates",
+        "3",
+        "--choose",
+        "log_prob",
+    ]
+    command(folder, *words, "--out", str(tmp_path / "out"))
+    records = [json.loads((tmp_path / "out" / name / "answer.json").read_text()) for name in ("a2", "a3")]
+    chosen = sum(record["choices"]["one_colour"][record["chosen"]] for record in records) / 2
+    random = sum(record["choices"]["one_colour"][0] for record in records) / 2
+    assert f"of one colour: {chosen:.1%} of the chosen answers, {random:.1%} of random ones" in capsys.readouterr().out
 
 
 def test_an_unreadable_picture_fails_its_prompts_alone(folder, tmp_path):

@@ -169,6 +169,24 @@ def test_of_too_many_pairs_whole_pairs_leave_the_window(prompter):
     long = prompter.analogy(pairs, shown[-1], temperature=0.0)
     short = prompter.analogy(pairs[2:], shown[-1], temperature=0.0)
     assert np.array_equal(long.tokens, short.tokens)
+    assert (long.left_out, short.left_out) == (4, 0) and len(long.prompt) == 9
+
+
+def test_candidates_that_would_all_be_the_same_are_refused(prompter):
+    shown = pictures(3)
+    message = "2 candidates at temperature 0 would all be the same; draw 1"
+    with pytest.raises(UserError, match=message):
+        prompter.sequence(shown, num_candidates=2, temperature=0.0)
+    with pytest.raises(UserError, match=message):
+        generate(prompter.model, torch.zeros(1, 4, dtype=torch.int64), 2, num_candidates=2, temperature=0.0)
+
+
+@pytest.mark.parametrize("window", ["tuples", "reuse"])
+def test_progress_is_told_of_every_picture(prompter, window):
+    told = []
+    prompts = [Prompt(np.zeros((3, TOKENS), np.int64), 9), Prompt(np.ones((2, TOKENS), np.int64), 1)]
+    assert len(list(prompter.continuations(prompts, 2, Sampling(), window=window, progress=told.append))) == 2
+    assert sum(told) == 2 * (9 + 1) and len(told) > 4
 
 
 @pytest.mark.parametrize(
