@@ -22,7 +22,7 @@ from lvm.model import LVM, LVMConfig
 from lvm.runtime import UserError, build, read_json
 from lvm.runtime.config_files import load_config
 from lvm.runtime.distributed import Distributed, lost_peers_named, meeting
-from lvm.runtime.rendezvous import cluster_environment, first_process
+from lvm.runtime.rendezvous import first_process, open_fabric
 from lvm.runtime.requeue import come_back, count_restart, newest_step, number_of_restart
 from lvm.runtime.signals import StopFlag
 from lvm.training import Answer, OptimConfig, RunOptions, TrainerConfig, TrainResult, TrainState, train
@@ -156,17 +156,10 @@ def train_config(overrides: Sequence[str]) -> TrainResult:
 
 
 def launch_and_train(config: dict[str, Any], trainer: TrainerConfig, optim: OptimConfig, run_dir: Path) -> TrainResult:
-    from lightning.fabric import Fabric
     from lightning.fabric.strategies.launchers import subprocess_script
 
     strategy = "auto" if trainer.devices == trainer.num_nodes == 1 else "ddp"  # ddp: Fabric opens the process group
-    fabric = Fabric(
-        accelerator=trainer.accelerator,
-        strategy=strategy,
-        devices=trainer.devices,
-        num_nodes=trainer.num_nodes,
-        plugins=cluster_environment(trainer.devices, trainer.num_nodes),
-    )
+    fabric = open_fabric(trainer.accelerator, strategy, trainer.devices, trainer.num_nodes)
     # Lightning would kill rank 0 without a word when another rank ends; `lost_peers_named` says it instead.
     subprocess_script._launch_process_observer = lambda child_processes: None
     with meeting(trainer.start_timeout_seconds):
@@ -184,6 +177,7 @@ def launch_and_train(config: dict[str, Any], trainer: TrainerConfig, optim: Opti
             start, trunk = (Path(config[key]) if config[key] else None for key in ("init_from", "branch_from"))
             options = {
                 "init_from": start,
+                "codebook_start": config["codebook_start"],
                 "branch_from": trunk,
                 "new_plan": config["data"]["new_plan"],
                 "config": config,

@@ -1,6 +1,6 @@
 """How the ranks of a Slurm step find each other, and who starts the ranks elsewhere.
 
-    Fabric(..., plugins=cluster_environment(devices, num_nodes))
+    fabric = open_fabric(accelerator, strategy, devices, num_nodes)
 
 `srun python train.py trainer.num_nodes=2 trainer.devices=8` with one task a GPU: the tasks of the step are the ranks.
 A process that is no task of several (a plain `python`, in a job or not, in `salloc`, in `srun --pty bash`) starts its
@@ -19,9 +19,28 @@ from lvm.runtime.errors import UserError
 from lvm.runtime.slurm import fields, slurm
 
 if TYPE_CHECKING:
+    from lightning.fabric import Fabric
     from lightning.fabric.plugins.environments import ClusterEnvironment
 
 PORTS = range(10_000, 32_000)  # below those that systems hand out to connections
+
+
+def open_fabric(accelerator: str, strategy: str, devices: int | str, num_nodes: int) -> "Fabric":
+    """Fabric as it launches or joins the ranks. Raises `UserError` where it cannot have such devices here."""
+    from lightning.fabric import Fabric
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    plugins = cluster_environment(devices, num_nodes)
+    try:
+        return Fabric(
+            accelerator=accelerator, strategy=strategy, devices=devices, num_nodes=num_nodes, plugins=plugins
+        )
+    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"accelerator={accelerator} devices={devices} num_nodes={num_nodes}: {reason}; use accelerator=auto, and "
+            "as many devices and nodes as there are"
+        ) from None
 
 
 def cluster_environment(devices: int | str, num_nodes: int) -> list[Any]:

@@ -23,7 +23,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,14 +142,17 @@ class Journal:
         device: torch.device,
         wandb: Mapping[str, Any] | None,
         tensorboard: bool = False,
+        tokens_of: Callable[[int, int], int] | None = None,
     ):
         """`folder`: of the metrics, None on other ranks than 0. `flops_per_token`: all of attention, its causal half.
 
-        `peak` is that of all devices together, in FLOP/s.
+        `peak` is that of all devices together, in FLOP/s; `tokens_of(i, n)` are those of windows i .. i+n-1 that are no
+        PAD (None: all), which alone count as work done.
         """
         self._log = MetricsLog(folder, state.step, wandb, tensorboard) if folder is not None else None
         self._progress = Progress(max_steps, "train", state.step) if folder is not None else None
         self._seq_len, self._flops, self._peak = seq_len, flops_per_token, peak
+        self._tokens_of = tokens_of or (lambda i, n: n * seq_len)
         self._start = self._lap = time.monotonic()
         self._lap_window, self._waited = state.next_window, 0.0
         self._device, self._clock = device, StepClock(device)
@@ -182,8 +185,10 @@ class Journal:
         step_seconds = self._clock.read()
         now = time.monotonic()
         seconds = max(now - self._lap, 1e-9)
-        speed = (state.next_window - self._lap_window) * self._seq_len / seconds
-        mfu, mfu_causal = (self._peak and speed * flops / self._peak for flops in self._flops)
+        num_windows = state.next_window - self._lap_window
+        speed = num_windows * self._seq_len / seconds
+        work = self._tokens_of(self._lap_window, num_windows) / seconds if self._peak else 0.0
+        mfu, mfu_causal = (self._peak and work * flops / self._peak for flops in self._flops)
         figures = {
             "loss": loss,
             "loss_by_source": by_source,

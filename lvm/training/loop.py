@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,6 +141,7 @@ class RunOptions:
     run_dir: Path
     seed: int = 0  # of the initial weights
     init_from: Path | None = None  # weights to start from: Hugging Face folder, run, checkpoint; not read on resuming
+    codebook_start: bool = False  # the model given was made to start from its tokenizer's codebook
     branch_from: Path | None = None  # checkpoint (or run: its newest) that this run continues in a folder of its own
     new_plan: bool = False  # continue a checkpoint of another plan at window 0 of this one
     wandb: dict[str, Any] | None = None  # arguments of wandb.init; None: JSON lines alone
@@ -238,7 +240,8 @@ def run_identity(
 ) -> dict[str, Any]:
     """What decides the weights beside the plan: a resumed run must agree in all of it.
 
-    Not in it is what changes rounding alone: ranks, micro-batches, threads, compilation, recomputation, kernels.
+    Not in it is what changes rounding alone (ranks, micro-batches, threads, compilation, recomputation, kernels), and
+    what is done about a bad step, since `on_bad_step=skip` is a way to go on.
     """
     return {
         "model": asdict(model.config),
@@ -248,9 +251,11 @@ def run_identity(
             "document_mask": trainer.document_mask,
             "loss_on": trainer.loss_on,
             "precision": "bf16" if dtype == torch.bfloat16 else "fp32",
+            "spike_factor": trainer.spike_factor,
         },
         "seed": run.seed,
         "init_from": None if run.init_from is None else str(run.init_from),
+        "codebook_start": run.codebook_start,
     }
 
 
@@ -292,6 +297,7 @@ def make_journal(
         device=device,
         wandb=run.wandb,
         tensorboard=run.tensorboard,
+        tokens_of=partial(num_targets, plan),
     )
 
 

@@ -20,7 +20,7 @@ from lvm.model import LVM
 from lvm.runtime import UserError
 from lvm.runtime.checkpoint import list_checkpoints, read_state, verify_checkpoint
 from lvm.runtime.distributed import Distributed
-from lvm.training.loop import RunOptions, TrainerConfig, compute_dtype, run_lengths, train, use_compile
+from lvm.training.loop import RunOptions, TrainerConfig, compute_dtype, num_targets, run_lengths, train, use_compile
 from lvm.training.optim import OptimConfig, batch_size_at
 from lvm.training.parallel import counted, make_loss
 from lvm.training.resume import TrainState
@@ -89,8 +89,8 @@ def replay(
     dtype = compute_dtype(config.precision, device)
     loss_of = make_loss(model, dtype, config.document_mask, False, config.loss_on)
     windows = [look_at(model, plan, window, loss_of, config, device) for window in range(first, last + 1)]
-    of_targets = [plan.target_roles(window.window, 1).sum() for window in windows]
-    loss = sum(w.loss * n for w, n in zip(windows, of_targets)) / sum(of_targets)
+    of_targets = [num_targets(plan, window.window, 1, config.loss_on) for window in windows]
+    loss = sum(w.loss * n for w, n in zip(windows, of_targets) if n) / max(1, sum(of_targets))
     guilty = [window for window in windows if not window.finite]
     named = guilty or sorted(windows, key=lambda window: -window.gradient_norm)[:MOST_NAMED]
     typical = statistics.median(window.gradient_norm for window in windows)

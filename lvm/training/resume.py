@@ -61,6 +61,8 @@ def restore(
     saved = read_state(path)
     saved["identity"]["trainer"].setdefault("loss_on", "all")  # what it was before there was a choice
     saved["identity"].setdefault("init_from", None)
+    saved["identity"].setdefault("codebook_start", identity["codebook_start"])  # these two were not written down
+    saved["identity"]["trainer"].setdefault("spike_factor", identity["trainer"]["spike_factor"])
     saved["identity"]["trainer"].setdefault("precision", identity["trainer"]["precision"])  # was not written down
     for group, defaults in (("model", LVMConfig()), ("optim", OptimConfig())):
         saved["identity"][group] = asdict(defaults) | saved["identity"][group]  # as well

@@ -148,6 +148,19 @@ def test_a_replay_finds_the_window_from_a_checkpoint_and_from_the_start(tmp_path
         replay(config, OPTIM, FakePlan(3), LVM(MODEL, 1), tmp_path, 6, record)
 
 
+@pytest.mark.parametrize("loss_on", ["all", "answers"])
+def test_a_replay_weighs_the_windows_of_a_finite_step_as_the_run_did(tmp_path, loss_on):
+    run(tmp_path, max_steps=6, precision="fp32", log_every_steps=1, loss_on=loss_on)
+    (recorded,) = [record["loss"] for record in read_metrics(tmp_path / "metrics") if record.get("step") == 6]
+    config = loop.TrainerConfig(
+        max_steps=6, batch_size=4, precision="fp32", compile=False, num_threads=1, loss_on=loss_on
+    )
+    plan = FakePlan()
+    plan.explain = lambda i: [sentence(0, 17, f"a{i}")]
+    found = replay(config, OPTIM, plan, LVM(MODEL, 1), tmp_path / "nowhere", 6, {}, seed=1)
+    assert not found.reproduced and found.loss == pytest.approx(recorded, rel=1e-6)
+
+
 def sentence(start, end, name):
     return {"start": start, "end": end, "source": "source", "entry": "entry", "pictures": [{"id": name}]}
 

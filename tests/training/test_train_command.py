@@ -16,6 +16,7 @@ from lvm.runtime.config_files import load_config
 from lvm.training import model_of_run
 
 ROOT = Path(__file__).parents[2]
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 
 
 def test_one_command_builds_the_store_trains_continues_and_exports(small, tmp_path, capsys):
@@ -46,6 +47,8 @@ def test_one_command_builds_the_store_trains_continues_and_exports(small, tmp_pa
         ("model.num_codes=1024", r"model\.num_codes=32"),
         ("experiment=nothing", "demo"),
         ("optim.schedule=square", "'cosine', 'wsd'"),
+        ("trainer.num_nodes=0", "num_nodes=0: "),
+        pytest.param("trainer.accelerator=cuda", "accelerator=cuda devices=1", marks=WITHOUT_GPU),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_no_run(small, tmp_path, override, message):

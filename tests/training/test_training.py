@@ -16,7 +16,7 @@ from lvm.runtime import UserError
 from lvm.runtime.checkpoint import list_checkpoints, read_state
 from lvm.runtime.metrics import read_metrics
 from lvm.training import NotFinite, resume
-from lvm.training.loop import compute_dtype, micro_batches
+from lvm.training.loop import compute_dtype, micro_batches, num_targets
 from lvm.training.optim import make_optimizer
 from lvm.training.parallel import make_loss, make_sharded_loss
 
@@ -121,13 +121,32 @@ def test_a_run_from_before_there_was_a_choice_of_loss_goes_on(tmp_path, monkeypa
 
     def read_older(path):
         state = read(path)
-        del state["identity"]["trainer"]["loss_on"]
+        del state["identity"]["trainer"]["loss_on"], state["identity"]["trainer"]["spike_factor"]
+        del state["identity"]["codebook_start"]
         return state
 
     monkeypatch.setattr(resume, "read_state", read_older)
     assert run(tmp_path, max_steps=2, precision="fp32")[1].state.step == 2
     with pytest.raises(UserError, match="loss_on is answers and was all"):
         run(tmp_path, max_steps=3, precision="fp32", loss_on="answers")
+
+
+@pytest.mark.parametrize("change", [{"spike_factor": 3.0}, {"codebook_start": True}])
+def test_what_decides_the_weights_may_not_change(tmp_path, change):
+    run(tmp_path, max_steps=1, precision="fp32")
+    ((name, value),) = change.items()
+    with pytest.raises(UserError, match=rf"trained with other settings: .*{name} is {value}"):
+        run(tmp_path, max_steps=2, precision="fp32", **change)
+
+
+def test_mfu_counts_no_pad(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "peak_flops", lambda device: 1e12)
+    run(tmp_path, max_steps=2, precision="fp32", log_every_steps=2)
+    (record,) = read_metrics(tmp_path / "metrics")
+    fed, counted = 8 * 16, num_targets(FakePlan(), 0, 8)
+    assert counted < fed
+    expected = record["tokens_per_second"] * counted / fed * LVM(MODEL).flops_per_token(16) / 1e12
+    assert record["mfu"] == pytest.approx(expected)
 
 
 def test_the_document_mask_restarts_attention_at_each_bos():
