@@ -103,8 +103,10 @@ def read_config(file: Path) -> VQGANConfig:
         values = json.loads(file.read_text())
     except FileNotFoundError:
         raise TokenizerError(f"{file} is missing; a tokenizer's folder holds config.json and its weights") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{file} is not JSON ({error})") from None
+    except OSError as error:
+        raise TokenizerError(f"{file} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise TokenizerError(f"{file} is not JSON ({error}); write it again") from None
     if not isinstance(values, dict):
         raise TokenizerError(f"{file} holds {type(values).__name__}; it must be a mapping")
     known = {field.name for field in dataclasses.fields(VQGANConfig)}
@@ -142,8 +144,9 @@ def read_taming_config(checkpoint: Path) -> VQGANConfig:
             "dropout": net.get("dropout", 0.0),
             "input_range": (-1.0, 1.0),
         }
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise TokenizerError(f"{file} is not a taming configuration: {type(error).__name__} {error}") from None
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        reason = f"{type(error).__name__} {' '.join(str(error).split())}"
+        raise TokenizerError(f"{file} is not a taming configuration: {reason}; put the net's own there") from None
     if net.get("double_z") or net.get("out_ch", net["in_channels"]) != net["in_channels"]:
         raise TokenizerError(f"{file}: double_z or out_ch != in_channels: not a VQGAN but another autoencoder")
     return _config(values, file)
@@ -161,18 +164,23 @@ def _config(values: dict[str, Any], file: Path) -> VQGANConfig:
 
 def _as_type_of(default: Any, value: Any, where: str) -> Any:
     """JSON has no tuples and writes 0.0 as 0; any other difference is an error. Only `grid` may be None."""
-    try:
-        if default is None:
-            return None if value is None else (int(value[0]), int(value[1]))
-        if isinstance(default, tuple):
-            one = float if default and isinstance(default[0], float) else int
-            return tuple(one(item) for item in value)
-        is_number = isinstance(default, bool) == isinstance(value, bool) and isinstance(value, (int, float))
-        if is_number and float(value) == float(type(default)(value)):
-            return type(default)(value)
-    except (TypeError, ValueError, IndexError):
-        pass
-    raise TokenizerError(f"{where} is {value!r}; it must be like {default if default is not None else [6, 6]!r}")
+    if default is None and value is None:
+        return None
+    like = (6, 6) if default is None else default
+    if isinstance(like, tuple):
+        like = list(like) or [16]
+        kind = type(like[0])
+        if isinstance(value, (list, tuple)) and all(_is_number(item, kind) for item in value):
+            return tuple(kind(item) for item in value)
+    elif _is_number(value, type(like)):
+        return type(like)(value)
+    raise TokenizerError(f"{where} is {value!r}; it must be like {like!r}")
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) != (kind is bool):
+        return False
+    return abs(value) <= 2**53 and bool(kind(value) == value)  # the first is also false for NaN
 
 
 # Lightning's checkpoints of taming's time name this class (as the key of its state), so they would be refused; an
@@ -220,5 +228,12 @@ def with_weights(config: VQGANConfig, tensors: dict[str, Tensor], file: Path) ->
         if name not in expected:
             found = list(tensors[name].shape)
             raise TokenizerError(f"{file}: {name} {found} is foreign; a net of this configuration has no such tensor")
-    vq.load_state_dict({name: tensors[name].float() for name in expected}, assign=True)
+    weights = {}
+    for name in expected:
+        if not tensors[name].is_floating_point():
+            raise TokenizerError(f"{file}: {name} is {tensors[name].dtype}; save the weights as float32 or float16")
+        weights[name] = tensors[name].float()
+        if not torch.isfinite(weights[name]).all():
+            raise TokenizerError(f"{file}: {name} holds NaN or infinity; the net is damaged, use a sound copy")
+    vq.load_state_dict(weights, assign=True)
     return vq.eval()

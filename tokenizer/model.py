@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import math
+import operator
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -70,6 +71,7 @@ class VQGANConfig:
             "z_channels",
             "quantized_embed_dim",
             "num_embeddings",
+            "num_channels",
             "norm_groups",
         ):
             if getattr(self, name) < 1:
@@ -85,9 +87,14 @@ class VQGANConfig:
                     f"{self.hidden_channels * mult} channels do not divide into norm_groups {self.norm_groups}; "
                     f"use hidden_channels / 8 = {max(1, self.hidden_channels // 8)}"
                 )
-        low, high = self.input_range
-        if not low < high:
+        if len(self.input_range) != 2 or not -math.inf < self.input_range[0] < self.input_range[1] < math.inf:
             raise TokenizerError(f"input_range {list(self.input_range)} must be (low, high) with low < high")
+        if not 0 <= self.dropout < 1:
+            raise TokenizerError(f"dropout is {self.dropout:g}; it must be in [0, 1), e.g. 0")
+        if not 0 <= self.commitment_cost < math.inf:
+            raise TokenizerError(f"commitment_cost is {self.commitment_cost:g}; it must be at least 0, e.g. 0.25")
+        if self.grid is not None and (len(self.grid) != 2 or min(self.grid) < 1):
+            raise TokenizerError(f"grid is {list(self.grid)}; it must be rows and columns of at least 1, e.g. [6, 6]")
 
     @property
     def factor(self) -> int:
@@ -95,9 +102,14 @@ class VQGANConfig:
         return 2 ** (len(self.channel_mult) - 1)
 
     @property
-    def code_grid(self) -> tuple[int, int]:
+    def square_grid(self) -> tuple[int, int]:
+        """The codes of a square picture of `resolution`."""
         side = self.resolution // self.factor
-        return self.grid or (side, side)
+        return side, side
+
+    @property
+    def code_grid(self) -> tuple[int, int]:
+        return self.grid or self.square_grid
 
 
 # Published nets by name, to build untrained (`VQGAN(PRESETS["lvm-f16-8192"])`) or to compare a checkpoint with.
@@ -336,6 +348,9 @@ class VQGAN(nn.Module):
     def encode(self, pixels: "Float[Tensor, 'n c y x']") -> "Int[Tensor, 'n t']":
         """Codes, row-major. Any size that divides by `config.factor`; else, or outside [0,1], a TokenizerError."""
         _check_pixels(pixels, self.config)
+        if not len(pixels):
+            num_tokens = math.prod(side // self.config.factor for side in pixels.shape[2:])
+            return torch.zeros(0, num_tokens, dtype=torch.int64, device=pixels.device)
         with full_float32():
             latents = self.latents(pixels.to(self.quant_conv.weight.dtype))
             codes = self.quantize.nearest(rearrange(latents, "n d h w -> (n h w) d"))
@@ -345,8 +360,9 @@ class VQGAN(nn.Module):
     def decode(self, codes: "Int[Tensor, 'n t']", grid: tuple[int, int] | None = None) -> "Float[Tensor, 'n c y x']":
         """Pixels in [0,1]. `grid` (rows, columns) defaults to the tokenizer's own, or square for another number."""
         rows, columns = choose_grid(codes.shape, self.config, grid)
-        if codes.is_floating_point() or codes.dtype == torch.bool:
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
             raise TokenizerError(f"codes are {codes.dtype}; they must be integers")
+        codes = codes.long()  # torch has no minimum of uint16, which a store holds
         if codes.numel():
             low, high = int(codes.min()), int(codes.max())
             if low < 0 or high >= self.config.num_embeddings:
@@ -354,7 +370,7 @@ class VQGAN(nn.Module):
                 raise TokenizerError(
                     f"code {bad} is outside 0..{self.config.num_embeddings - 1}, the codes of this tokenizer"
                 )
-        latents = rearrange(self.quantize.lookup(codes.long()), "n (h w) d -> n d h w", h=rows, w=columns)
+        latents = rearrange(self.quantize.lookup(codes), "n (h w) d -> n d h w", h=rows, w=columns)
         with full_float32():
             return self.pixels(latents).float().clamp(0.0, 1.0)
 
@@ -379,10 +395,15 @@ def choose_grid(
         raise TokenizerError(f"codes have shape {list(shape)}; they must be [pictures, tokens]")
     num_tokens = int(shape[1])
     side = math.isqrt(num_tokens)
-    grid = grid or (config.code_grid if math.prod(config.code_grid) == num_tokens else (side, side))
-    if math.prod(grid) != num_tokens or num_tokens == 0:
-        raise TokenizerError(f"{num_tokens} codes do not fill {grid[0]} x {grid[1]}; pass grid=(rows, columns)")
-    return int(grid[0]), int(grid[1])
+    if grid is None:
+        grid = config.code_grid if math.prod(config.code_grid) == num_tokens else (side, side)
+    try:
+        rows, columns = (operator.index(length) for length in grid)
+    except (TypeError, ValueError):
+        raise TokenizerError(f"grid is {grid!r}; it must be (rows, columns), e.g. {config.code_grid}") from None
+    if rows < 1 or columns < 1 or rows * columns != num_tokens:
+        raise TokenizerError(f"{num_tokens} codes do not fill {rows} x {columns}; pass grid=(rows, columns)")
+    return rows, columns
 
 
 def _check_pixels(pixels: Tensor, config: VQGANConfig) -> None:

@@ -8,6 +8,7 @@ sheets of pictures over their reconstructions.
 """
 
 import hashlib
+import json
 import math
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
-from lvm.runtime import UserError, atomic_path
+from lvm.runtime import UserError, atomic_path, atomic_write
 from lvm.runtime.distributed import Distributed
 from lvm.runtime.hashing import group_hash, hash64, held_out, seed_from, uniform
 from lvm.runtime.machine import num_cores
@@ -121,10 +122,12 @@ def read_pictures(
     weights: Sequence[float] | None = None,
     workers: int | None = None,
     say: Callable[[str], None] = print,
+    unreadable_file: Path | None = None,
 ) -> TrainingPictures:
     """Up to `max_pictures` of .npy files (the end of each is held out) and of sources (held out by hash of the group).
 
     Of several sources each gives its weight's share of `max_pictures`. `workers` processes read; None: one a core.
+    What cannot be read is a JSON line of `unreadable_file` (source, id, file, reason), which is absent where all can.
     Raises UserError for a source without pictures to train on, and for weights that do not fit.
     """
     sources = [where] if isinstance(where, str) else list(where)
@@ -134,12 +137,21 @@ def read_pictures(
             f"picture_weights {weights} do not fit {len(sources)} sources of pictures; one above 0 for each"
         )
     trains, rests = [], []
+    unreadable: list[dict[str, str]] = []
+    if unreadable_file is not None:
+        unreadable_file.unlink(missing_ok=True)
     for source, weight in zip(sources, weights):
         most = max(1, round(max_pictures * weight / sum(weights)))
         if source.endswith(".npy"):
             train, rest = _from_array(Path(source).expanduser(), size, most, held_out_per_mille)
         else:
-            train, rest = _from_source(source, size, most, frames_per_clip, held_out_per_mille, workers, say)
+            train, rest, broken = _from_source(source, size, most, frames_per_clip, held_out_per_mille, workers)
+            unreadable += broken
+            if broken and unreadable_file is not None:
+                lines = (json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in unreadable)
+                atomic_write(unreadable_file, "".join(lines))
+            if broken:
+                say(_told(source, broken, unreadable_file))
         if not len(train):
             raise UserError(f"{source} yields no pictures to train on")
         trains.append(train)
@@ -188,9 +200,8 @@ def _from_source(
     frames_per_clip: int,
     per_mille: int,
     workers: int | None,
-    say: Callable[[str], None],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Units in a fixed shuffled order, until enough pictures are together. Broken ones are counted and one is named."""
+) -> tuple[np.ndarray, np.ndarray, list[dict[str, str]]]:
+    """Units in a fixed shuffled order, until enough pictures are together; and what could not be read."""
     from lvm.sources import BrokenItem
     from lvm.sources.reading import Read, read_units
 
@@ -200,12 +211,13 @@ def _from_source(
         workers = min(16, num_cores()) if len(units) >= WORTH_PROCESSES else 0
     train: list[np.ndarray] = []
     rest: list[np.ndarray] = []
-    together, broken = 0, []
+    broken: list[dict[str, str]] = []
+    together = 0
     reading = cast(Generator[Read, None, None], read_units(source, units, size, workers=workers))
     with closing(reading) as read:
-        for _, items in read:
+        for unit, items in read:
             if isinstance(items, BrokenItem):
-                broken.append(items)
+                broken.append({"source": where, "id": source.unit_id(unit), "file": items.file, "reason": items.reason})
                 continue
             for item in items:
                 kept = rest if held_out(np.asarray(group_hash(item.group), np.uint64), per_mille) else train
@@ -215,9 +227,13 @@ def _from_source(
                     together += count
             if together >= max_pictures:
                 break
-    if broken:
-        say(f"{where}: {len(broken)} units could not be read and are left out; the first is {broken[0]}")
-    return _joined(train, size), _joined(rest, size)
+    return _joined(train, size), _joined(rest, size), broken
+
+
+def _told(where: str, broken: list[dict[str, str]], file: Path | None) -> str:
+    first = f"the first is {broken[0]['file']}: {broken[0]['reason']}"
+    named = "" if file is None else f"; all are named in {file}"
+    return f"{where}: {len(broken)} units could not be read and are left out; {first}{named}"
 
 
 def _joined(pieces: list[np.ndarray], size: int) -> "UInt8[np.ndarray, 'n y x c']":

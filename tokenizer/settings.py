@@ -69,6 +69,12 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise TokenizerError(f"{name} is {getattr(self, name)}; use 1 or more")
         side, factor = self.model.resolution, self.model.factor
+        if self.model.code_grid != self.model.square_grid:
+            rows, columns = self.model.code_grid
+            raise TokenizerError(
+                f"model.grid is {rows} x {columns}, but pictures are read as squares of model.resolution {side}, which "
+                f"fill {side // factor} x {side // factor}; use model.grid=null"
+            )
         if self.crop is not None and (self.crop % factor or not 0 < self.crop <= side):
             rounded = min(side, max(factor, self.crop // factor * factor))
             raise TokenizerError(

@@ -3,7 +3,8 @@
 `experiment` is a file of configs/tokenizer/ (or a path); `pictures` a .npy of uint8 [n,y,x,3], a folder of pictures or
 a file of configs/data/source/, or a list of them. `devices=N` or torchrun trains on several. The same command again
 continues a stopped run. In `out`: config.json, metrics/ (JSON lines), sheet.png (held-out pictures over their
-reconstructions), checkpoints/ and, when finished, tokenizer/ for `from_pretrained`.
+reconstructions), unreadable.jsonl where pictures could not be read, checkpoints/ and, when finished, tokenizer/ for
+`from_pretrained`.
 
 The net first trains some steps without a codebook; k-means of its latents then starts the codes; codes that no latent
 chose for a while move onto latents. A discriminator, where the loss has one, starts later and is heard more and more.
@@ -36,7 +37,7 @@ from lvm.runtime.lease import held_lease
 from lvm.runtime.machine import compile_problem, git_commit, machine_description, set_threads
 from lvm.runtime.memory import keep_freed_memory
 from lvm.runtime.metrics import MetricsLog
-from lvm.runtime.rendezvous import cluster_environment, first_process
+from lvm.runtime.rendezvous import first_process, open_fabric
 from lvm.runtime.requeue import come_back, count_restart, newest_step
 from lvm.runtime.signals import StopFlag
 from tokenizer.bulk import BulkEncoder, bf16_pays
@@ -103,6 +104,11 @@ def train(
         if ranks.is_main:
             write_json(out / "config.json", _plain(config))
             write_json(out / "machine.json", machine_description() | {"commit": git_commit()})
+            if not len(pictures.held_out):
+                say(
+                    f"no picture is held out of {len(pictures.train)}: no sheet.png and no held-out PSNR; "
+                    f"give more pictures or a larger held_out_per_mille than {config.held_out_per_mille}"
+                )
         writer = CheckpointWriter(out / "checkpoints", lease, config.keep_checkpoints)
         log = None
         if ranks.is_main:
@@ -357,16 +363,8 @@ def main() -> int:
     config, out = read_config(sys.argv[1:])
     if not config.pictures:
         raise UserError("pictures= is missing; give FILE.npy, a folder, or a file of configs/data/source/")
-    from lightning.fabric import Fabric
-
     strategy = "auto" if config.devices == config.num_nodes == 1 and "RANK" not in os.environ else "ddp"
-    fabric = Fabric(
-        accelerator=config.accelerator,
-        strategy=strategy,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        plugins=cluster_environment(config.devices, config.num_nodes),
-    )
+    fabric = open_fabric(config.accelerator, strategy, config.devices, config.num_nodes)
     if not (out / "tokenizer" / "model.safetensors").is_file():
         count_restart(out, newest_step(out), first_process())
     with StopFlag((signal.SIGUSR2,)):  # the warning before the time limit may come before the loop
@@ -387,6 +385,7 @@ def main() -> int:
                     config.picture_weights,
                     config.readers,
                     say,
+                    out / "unreadable.jsonl",
                 )
 
             pictures = shared_between_ranks(read, Distributed(), fabric.local_rank)

@@ -50,6 +50,12 @@ def main(argv: Sequence[str]) -> int:
     device = open_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     vq = VQGAN.from_pretrained(arguments.tokenizer)
     size = vq.config.resolution
+    if vq.config.code_grid != vq.config.square_grid:
+        (rows, columns), (side, _) = vq.config.code_grid, vq.config.square_grid
+        raise UserError(
+            f"{arguments.tokenizer} has a grid of {rows} x {columns} codes, but pictures are read as squares of {size} "
+            f"px, which fill {side} x {side}; score it with tokenizer.evaluate.evaluate on pictures of its own size"
+        )
     lpips = None
     if arguments.lpips:
         from tokenizer.perceptual import LPIPS

@@ -36,6 +36,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shard", type=int, default=0, help="this task's number, from 0")
     parser.add_argument("--max-broken", type=share, default=0.01, help="share of units that may be unreadable (1%%)")
     parser.add_argument("--keep-blank", action="store_true", help="keep pictures of one flat colour")
+    parser.add_argument(
+        "--precision", choices=("auto", "exact"), default="auto", help="auto: bfloat16 where it pays; exact: float32"
+    )
     return parser
 
 
@@ -60,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
         shard=arguments.shard,
         max_broken=arguments.max_broken,
         keep_blank=arguments.keep_blank,
+        precision=arguments.precision,
         tokenizer=arguments.tokenizer,
         command=shlex.join(["lvm", "tokenize", *argv]),
     )

@@ -32,9 +32,7 @@ def open_fabric(accelerator: str, strategy: str, devices: int | str, num_nodes: 
 
     plugins = cluster_environment(devices, num_nodes)
     try:
-        return Fabric(
-            accelerator=accelerator, strategy=strategy, devices=devices, num_nodes=num_nodes, plugins=plugins
-        )
+        return Fabric(accelerator=accelerator, strategy=strategy, devices=devices, num_nodes=num_nodes, plugins=plugins)
     except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from lvm.store.remote import refuse_url
 from lvm.store.shard import Shard, lines_of, write_shard
 from lvm.store.store import TokenStore
 from tokenizer import VQGAN, BulkEncoder
+from tokenizer.bulk import Precision
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8, UInt16
@@ -62,9 +63,14 @@ class JobReport:
 
 
 def make_plan(
-    source: Source, vqgan: VQGAN, size: int, shard_size: int, keep_blank: bool | None = None
+    source: Source,
+    vqgan: VQGAN,
+    size: int,
+    shard_size: int,
+    keep_blank: bool | None = None,
+    precision: Precision | None = None,
 ) -> dict[str, Any]:
-    """plan.json; one that does not say `keep_blank` keeps blank pictures."""
+    """plan.json; one that does not say `keep_blank` keeps blank pictures, without `precision` it is "auto"."""
     grid = _grid(vqgan, size)
     return {
         "version": layout.VERSION,
@@ -81,6 +87,7 @@ def make_plan(
         "grid": list(grid),
         "block_pictures": layout.BLOCK_PICTURES,
         **({} if keep_blank is None else {"keep_blank": keep_blank}),
+        **({} if precision is None else {"precision": precision}),
     }
 
 
@@ -118,8 +125,9 @@ def freeze_plan(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
     for key in plan:
         if key in ("shard_size", "labels", "tokenizer") or (key == "keep_blank" and key not in frozen):
             continue  # the frozen plan is older than the filter of blank pictures
-        if frozen.get(key) != plan[key]:
-            raise UserError(f"{target} says {key} = {frozen.get(key)!r}, this job {plan[key]!r}; name another folder")
+        before = frozen.get(key, "auto" if key == "precision" else None)
+        if before != plan[key]:
+            raise UserError(f"{target} says {key} = {before!r}, this job {plan[key]!r}; name another folder")
     return frozen
 
 
@@ -130,8 +138,11 @@ def _grid(vqgan: VQGAN, size: int) -> tuple[int, int]:
     if size != config.resolution:
         return size // config.factor, size // config.factor
     h, w = config.code_grid
-    if h != w:
-        raise UserError(f"the tokenizer has a grid of {h} x {w} codes; sources draw square pictures")
+    if (h, w) != config.square_grid:
+        raise UserError(
+            f"the tokenizer has a grid of {h} x {w} codes; sources draw square pictures, whose {size} px fill "
+            f"{size // config.factor} x {size // config.factor}; use a tokenizer of such a grid"
+        )
     return h, w
 
 
@@ -172,6 +183,7 @@ def run_job(
     keep_blank: bool = False,
     progress: bool = True,
     compile: bool | str = "auto",
+    precision: Precision = "auto",
     tokenizer: str = "",
     command: str = "",
     exclusive: bool = True,
@@ -180,8 +192,9 @@ def run_job(
 
     `size` is the side of the pictures in pixels (the tokenizer's resolution if None), `shard_size` the units in a tar,
     `max_broken` the share of this task's units that may be unreadable, `keep_blank` whether pictures of one flat colour
-    are kept; `tokenizer` is the name or path that the store remembers for looking at it, `command` what its card says
-    that made it. Whichever task finds all shards present writes store.json and the card.
+    are kept, `precision` as of `BulkEncoder`; `tokenizer` is the name or path that the store remembers for looking at
+    it, `command` what its card says that made it. Whichever task finds all shards present writes store.json and the
+    card.
 
     A live process that works at the same task is an error, unless `exclusive` is false: both write the same bytes then.
     Raises `UserError`.
@@ -192,9 +205,11 @@ def run_job(
         raise UserError(f"shard {shard} of {num_shards}: must be 0..{num_shards - 1}")
     if not len(source):
         raise UserError(f"source {source.name!r} has nothing in it")
+    if precision not in get_args(Precision):
+        raise UserError(f"precision is {precision!r}; use one of {', '.join(get_args(Precision))}")
     report = JobReport()
     try:
-        plan = make_plan(source, vqgan, size or vqgan.config.resolution, shard_size, keep_blank)
+        plan = make_plan(source, vqgan, size or vqgan.config.resolution, shard_size, keep_blank, precision)
         plan = freeze_plan(path, {**plan, "tokenizer": tokenizer})
         mine = range(shard, num_shards_of(plan), num_shards)
         if _missing(path, mine):
@@ -241,7 +256,7 @@ def _encode_shards(
 ) -> None:
     ranges = {n: unit_range(plan, n) for n in todo}
     keep_blank = plan.get("keep_blank", True)
-    encoder = make_encoder(vqgan, plan["size"], compile, plan["units"])
+    encoder = make_encoder(vqgan, plan["size"], compile, plan["units"], plan.get("precision", "auto"))
     start = time.perf_counter()
     reads = read_units(source, [unit for n in todo for unit in ranges[n]], plan["size"], workers=workers)
     line = _ProgressLine(progress, source.name, sum(len(ranges[n]) for n in todo))
@@ -318,7 +333,9 @@ class _Batcher:
         return np.concatenate(self.codes)
 
 
-def make_encoder(vqgan: VQGAN, size: int, compile: bool | str, units: int) -> BulkEncoder:
+def make_encoder(
+    vqgan: VQGAN, size: int, compile: bool | str, units: int, precision: Precision = "auto"
+) -> BulkEncoder:
     """`compile` "auto" compiles where the machine can and the source is large enough to pay for it.
 
     The size of the whole source decides, not what is left to do: a resumed job must compute as the first one did.
@@ -329,7 +346,7 @@ def make_encoder(vqgan: VQGAN, size: int, compile: bool | str, units: int) -> Bu
         vqgan = resized.to(next(vqgan.parameters()).device)
     if compile == "auto":
         compile = units >= COMPILE_FROM_UNITS and compile_problem() is None
-    return BulkEncoder(vqgan, compile=bool(compile))
+    return BulkEncoder(vqgan, compile=bool(compile), precision=precision)
 
 
 class _ProgressLine:

@@ -1,5 +1,6 @@
 """The bulk job: same bytes whatever happens, nothing lost silently, nothing foreign mixed in."""
 
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -18,7 +19,7 @@ from toy_source import ToySource
 from lvm.runtime import UserError
 from lvm.sources import Item
 from lvm.store import TokenStore, build_store, ensure_world_store, job, run_job, verify
-from tokenizer import VQGAN
+from tokenizer import VQGAN, BulkEncoder
 
 
 def content(store):
@@ -181,6 +182,14 @@ def test_pictures_of_another_size_get_a_larger_grid_of_the_same_tokenizer(vqgan,
         build_store(ToySource(), tmp_path / "t", vqgan, size=18)
 
 
+@pytest.mark.parametrize("grid", [(2, 8), (3, 3)])
+def test_a_tokenizer_whose_grid_square_pictures_do_not_fill_is_refused(vqgan, tmp_path, grid):
+    other = VQGAN(dataclasses.replace(vqgan.config, grid=grid))
+    with pytest.raises(UserError, match=rf"a grid of {grid[0]} x {grid[1]} codes; .* whose 16 px fill 4 x 4; use"):
+        build_store(ToySource(4, 0), tmp_path / "s", other, workers=0)
+    assert not (tmp_path / "s").exists()
+
+
 def test_verify_names_the_damaged_shard(vqgan, tmp_path):
     build_store(ToySource(), tmp_path / "s", vqgan, shard_size=30, workers=0)
     verify(tmp_path / "s")
@@ -261,6 +270,31 @@ def test_a_store_begun_before_the_filter_is_finished_without_it(vqgan, tmp_path)
     (tmp_path / "s" / "plan.json").write_text(json.dumps(plan))
     (tmp_path / "s" / "shards" / "00002.json").unlink()
     assert build_store(Blanks(12, 3), tmp_path / "s", vqgan, workers=0).find(["unit12"])
+
+
+def test_exact_encoding_is_part_of_the_plan_and_another_precision_is_refused(vqgan, tmp_path, monkeypatch):
+    monkeypatch.setattr("tokenizer.bulk.bf16_pays", lambda device: True)
+    assert job.make_encoder(vqgan, 16, False, 4).bf16 and not job.make_encoder(vqgan, 16, False, 4, "exact").bf16
+    source = ToySource(pictures=12, clips=0)
+    store = build_store(source, tmp_path / "exact", vqgan, workers=0, precision="exact")
+    many = np.concatenate([source.picture(i, "image", 0, 16)[None] for i in range(12)])
+    expected = BulkEncoder(vqgan, precision="exact").encode(many)
+    items = np.concatenate([store.find([f"unit{i}"])[f"unit{i}"][:1] for i in range(12)])
+    assert np.array_equal(store.pictures(items, "image").reshape(expected.shape), expected)
+    with pytest.raises(UserError, match="says precision = 'exact', this job 'auto'; name another folder"):
+        build_store(source, tmp_path / "exact", vqgan, workers=0)
+
+    build_store(source, tmp_path / "auto", vqgan, workers=0)
+    plan_file = tmp_path / "auto" / "plan.json"
+    plan = json.loads(plan_file.read_text())
+    assert plan.pop("precision") == "auto"
+    plan_file.write_text(json.dumps(plan))  # as written before there was a choice
+    build_store(source, tmp_path / "auto", vqgan, workers=0)
+    with pytest.raises(UserError, match="says precision = 'auto', this job 'exact'"):
+        build_store(source, tmp_path / "auto", vqgan, workers=0, precision="exact")
+    with pytest.raises(UserError, match="precision is 'double'; use one of auto, bf16, exact"):
+        build_store(source, tmp_path / "new", vqgan, workers=0, precision="double")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_card_counts_what_is_there_and_says_what_made_it(vqgan, tmp_path):

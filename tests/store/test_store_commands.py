@@ -66,6 +66,14 @@ def test_size_and_broken_limit_are_heard(photos, tokenizer_folder, tmp_path):
     assert TokenStore(tmp_path / "t").grid == (8, 8)
 
 
+def test_the_precision_is_heard_and_kept(photos, tokenizer_folder, tmp_path):
+    command = ["tokenize", str(photos), str(tmp_path / "s"), "--tokenizer", str(tokenizer_folder), "--workers", "0"]
+    assert run([*command, "--precision", "exact"]) == 0
+    assert json.loads((tmp_path / "s" / "plan.json").read_text())["precision"] == "exact"
+    with pytest.raises(UserError, match="says precision = 'exact', this job 'auto'"):
+        run(command)
+
+
 def test_a_damaged_shard_is_named_and_the_exit_code_is_2(photos, tokenizer_folder, tmp_path, capsys):
     from lvm.runtime.errors import exit_with_one_line
 

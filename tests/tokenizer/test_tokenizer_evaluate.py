@@ -1,5 +1,6 @@
 """Scores stream: the known numbers, whatever the batch; unreadable pictures are counted; the command writes all."""
 
+import dataclasses
 import itertools
 import json
 
@@ -203,3 +204,15 @@ def test_arguments_that_make_no_sense_are_one_line(vq, tmp_path, arguments, mess
     with pytest.raises(ValueError, match=message):
         main([str(tmp_path / "vq"), "--data", str(tmp_path / "data"), "--json", str(tmp_path / "a.json"), *arguments])
     assert not (tmp_path / "a.json").exists()
+
+
+def test_a_tokenizer_whose_pictures_are_not_square_is_refused_by_the_command(tmp_path):
+    VQGAN(dataclasses.replace(CONFIG, grid=(4, 16))).save_pretrained(tmp_path / "vq")
+    with pytest.raises(UserError, match=r"vq has a grid of 4 x 16 codes, but .* squares of 16 px, which fill 8 x 8; "):
+        main([str(tmp_path / "vq"), "--data", str(tmp_path), "--json", str(tmp_path / "a.json")])
+
+
+def test_pictures_that_are_not_square_are_scored_from_python(tmp_path):
+    wide = VQGAN(dataclasses.replace(CONFIG, grid=(6, 16))).eval()
+    scores = evaluate(wide, [Picture("image", photo) for photo in photos(3, 32)[:, :12]]).scores
+    assert scores["pictures"] == 3 and np.isfinite(scores["psnr"])

@@ -213,6 +213,75 @@ def test_wrong_configurations_and_names_are_one_clear_line(saved):
         VQGAN.from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("grid", [0, 6], r"grid is \[0, 6\]; it must be rows and columns"),
+        ("grid", [6, 6, 6], r"grid is \[6, 6, 6\]"),
+        ("grid", [6], r"grid is \[6\]"),
+        ("grid", "66", r"grid is '66'; it must be like \[6, 6\]"),
+        ("grid", [6.5, 6], r"grid is \[6\.5, 6\]"),
+        ("grid", {"0": 6, "1": 6}, "grid is {"),
+        ("channel_mult", [1, 1, 2, 3.7], r"channel_mult is \[1, 1, 2, 3\.7\]; it must be like \[1, 2, 2, 4, 6\]"),
+        ("channel_mult", "12", "channel_mult is '12'"),
+        ("channel_mult", [True, 2], "channel_mult is"),
+        ("attn_resolutions", "16", r"attn_resolutions is '16'; it must be like \[16\]"),
+        ("dropout", 5, "dropout is 5"),
+        ("commitment_cost", float("nan"), "commitment_cost is nan; it must be like 0.25"),
+        ("hidden_channels", 10**400, "hidden_channels is 1000"),
+        ("input_range", [0, 1, 2], "input_range"),
+        ("resample_with_conv", 1, "resample_with_conv is 1; it must be like True"),
+    ],
+)
+def test_a_value_of_the_configuration_that_cannot_be_is_one_line_with_file_and_key(saved, key, value, message):
+    _, folder = saved
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(TokenizerError, match=rf"config\.json: {message}") as error:
+        VQGAN.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda t: t.index_fill(0, torch.tensor([0]), float("nan")), "holds NaN or infinity"),
+        (lambda t: t / 0, "holds NaN or infinity"),
+        (lambda t: t.to(torch.complex64), "is torch.complex64; save the weights as float32"),
+        (lambda t: t.to(torch.int64), "is torch.int64"),
+    ],
+)
+def test_weights_that_are_no_finite_floats_are_named(saved, spoil, message):
+    vq, folder = saved
+    state = dict(vq.state_dict())
+    state["quant_conv.weight"] = spoil(state["quant_conv.weight"])
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(TokenizerError, match=rf"pytorch_model\.bin: quant_conv\.weight {message}"):
+        VQGAN.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", [b"model: \xff\xfe", b"model: [a\nb: {", b"- 1", b"model: {params: {ddconfig: 3}}"])
+def test_a_yaml_that_is_no_tamings_is_one_line(saved, tmp_path, content):
+    vq, _ = saved
+    torch.save({"state_dict": vq.state_dict()}, tmp_path / "last.ckpt")
+    (tmp_path / "last.yaml").write_bytes(content)
+    with pytest.raises(TokenizerError, match=r"last\.yaml is not a taming configuration: ") as error:
+        VQGAN.from_pretrained(tmp_path / "last.ckpt")
+    assert "\n" not in str(error.value)
+
+
+def test_a_configuration_that_cannot_be_read_is_one_line(saved):
+    _, folder = saved
+    (folder / "config.json").write_bytes(b'{"grid": "\xff"}')
+    with pytest.raises(TokenizerError, match=r"config\.json is not JSON"):
+        VQGAN.from_pretrained(folder)
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    with pytest.raises(TokenizerError, match=r"config\.json cannot be read"):
+        VQGAN.from_pretrained(folder)
+
+
 def test_the_demos_tokenizer_comes_first_where_it_is_shipped():
     names = pretrained_names()
     assert "world-48px-f8-1024" not in names or names[0] == "world-48px-f8-1024"

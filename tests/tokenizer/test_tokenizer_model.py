@@ -78,11 +78,66 @@ def test_codes_out_of_range_or_of_no_grid_are_refused(small):
         BulkEncoder(small).encode(pictures(2)[:, :8])
 
 
-def test_a_configuration_that_cannot_be_built_says_which_value():
-    with pytest.raises(TokenizerError, match="resolution 50"):
-        VQGANConfig(resolution=50)
-    with pytest.raises(TokenizerError, match="norm_groups 32"):
-        VQGANConfig(hidden_channels=24)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.uint32, torch.int64])
+def test_codes_of_every_integer_type_are_decoded_alike(small, dtype):
+    codes = torch.arange(64)[None] % 32
+    assert torch.equal(small.decode(codes.to(dtype)), small.decode(codes))
+    with pytest.raises(TokenizerError, match=r"code 32 is outside 0\.\.31"):
+        small.decode(torch.full((1, 64), 32).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64])
+def test_codes_that_are_no_integers_are_refused(small, dtype):
+    with pytest.raises(TokenizerError, match=f"codes are {dtype}; they must be integers"):
+        small.decode(torch.zeros(1, 64).to(dtype))
+
+
+@pytest.mark.parametrize(
+    "grid, message",
+    [
+        ((-8, -8), r"64 codes do not fill -8 x -8; pass grid=\(rows, columns\)"),
+        ((0, 8), "64 codes do not fill 0 x 8"),
+        ((8, 9), "64 codes do not fill 8 x 9"),
+        ((), r"grid is \(\); it must be \(rows, columns\), e\.g\. \(8, 8\)"),
+        ((4, 4, 4), r"grid is \(4, 4, 4\); it must be"),
+        ((8.0, 8.0), r"grid is \(8\.0, 8\.0\)"),
+        ("88", "grid is '88'"),
+        (8, "grid is 8"),
+    ],
+)
+def test_a_grid_that_is_not_rows_and_columns_of_the_codes_is_refused(small, grid, message):
+    with pytest.raises(TokenizerError, match=message):
+        small.decode(torch.zeros(1, 64, dtype=torch.int64), grid=grid)
+    with pytest.raises(TokenizerError, match=message):
+        BulkEncoder(small).decode(np.zeros((1, 64), np.uint16), grid=grid)
+
+
+def test_no_pictures_have_no_codes_and_the_other_way_round(small):
+    codes = small.encode(torch.zeros(0, 3, 16, 8))
+    assert codes.shape == (0, 32) and codes.dtype == torch.int64
+    assert small.decode(codes, grid=(8, 4)).shape == (0, 3, 16, 8)
+    assert BulkEncoder(small).encode(pictures(0)).shape == (0, 64)
+    assert BulkEncoder(small).decode(np.zeros((0, 64), np.uint16)).shape == (0, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"resolution": 50}, "resolution 50"),
+        ({"hidden_channels": 24}, "norm_groups 32"),
+        ({"num_channels": 0}, "num_channels is 0"),
+        ({"dropout": 5}, r"dropout is 5; it must be in \[0, 1\), e\.g\. 0"),
+        ({"commitment_cost": -1}, "commitment_cost is -1; it must be at least 0"),
+        ({"input_range": (1.0, 0.0)}, r"input_range \[1\.0, 0\.0\]"),
+        ({"input_range": (0.0, float("inf"))}, "input_range"),
+        ({"input_range": (0.0,)}, "input_range"),
+        ({"grid": (0, 6)}, r"grid is \[0, 6\]; it must be rows and columns of at least 1"),
+        ({"grid": (6, 6, 6)}, r"grid is \[6, 6, 6\]"),
+    ],
+)
+def test_a_configuration_that_cannot_be_built_says_which_value(values, message):
+    with pytest.raises(TokenizerError, match=message):
+        VQGANConfig(**values)
 
 
 def test_upsampling_has_the_gradient_of_nearest_interpolation():

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,15 +75,28 @@ def test_processes_read_what_one_reads(tmp_path):
     assert len(alone.train) + len(alone.held_out) >= 80
 
 
-def test_broken_pictures_are_counted_and_one_is_named(tmp_path):
-    for i in range(4):
-        Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / f"{i}.png")
-    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:40])
-    (tmp_path / "3.png").write_bytes(b"")
-    said = []
-    pictures = read_pictures(str(tmp_path), 8, 100, held_out_per_mille=0, say=said.append)
-    assert len(pictures.train) > 0
-    assert len(said) == 1 and "2 units could not be read" in said[0] and ".png" in said[0]
+def test_broken_pictures_are_counted_and_all_are_named_in_a_file(tmp_path):
+    for folder in ("a", "b", "whole"):
+        (tmp_path / folder).mkdir()
+        for i in range(4):
+            Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / folder / f"{i}.png")
+    (tmp_path / "a" / "2.png").write_bytes((tmp_path / "a" / "2.png").read_bytes()[:40])
+    (tmp_path / "a" / "3.png").write_bytes(b"")
+    (tmp_path / "b" / "1.png").write_bytes(b"no picture")
+    said, file = [], tmp_path / "run" / "unreadable.jsonl"
+    where = [str(tmp_path / folder) for folder in ("a", "whole", "b")]
+    pictures = read_pictures(where, 8, 100, held_out_per_mille=0, say=said.append, unreadable_file=file)
+    assert pictures.sizes == (2, 4, 3)
+    assert len(said) == 2 and "2 units could not be read" in said[0] and ".png: " in said[0]
+    assert all(line.endswith(f"all are named in {file}") for line in said)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert sorted((line["source"], Path(line["file"]).name, bool(line["reason"])) for line in lines) == [
+        (where[0], "2.png", True),
+        (where[0], "3.png", True),
+        (where[2], "1.png", True),
+    ]
+    read_pictures(where[1], 8, 100, held_out_per_mille=0, say=said.append, unreadable_file=file)
+    assert not file.exists() and len(said) == 2
 
 
 def test_what_yields_nothing_or_does_not_fit_is_refused(tmp_path):

@@ -150,6 +150,11 @@ def test_a_run_starts_from_another_tokenizers_weights(tmp_path):
     arguments = [f"experiment={tmp_path / 'tune.yaml'}", "out=x"]
     assert read_config(arguments)[0].model == source.config
     assert read_config([*arguments, "model.resolution=32"])[0].model.code_grid == (16, 16)
+    wide = VQGAN(dataclasses.replace(source.config, grid=(4, 16)))
+    wide.save_pretrained(tmp_path / "wide")
+    with pytest.raises(TokenizerError, match=r"model\.grid is 4 x 16, but .* fill 8 x 8; use model\.grid=null"):
+        read_config([*arguments, f"init_from={tmp_path / 'wide'}"])
+    assert read_config([*arguments, f"init_from={tmp_path / 'wide'}", "model.grid=null"])[0].model.code_grid == (8, 8)
     with pytest.raises(UserError, match=r"model\.num_embeddings is 9, .* 16"):
         read_config([*arguments, "model.num_embeddings=9"])
 
@@ -190,6 +195,19 @@ def test_numbers_that_are_not_finite_end_the_run_and_are_never_saved(tmp_path):
     assert not list((tmp_path / "checkpoints").glob("step-*"))
 
 
+def test_a_run_without_held_out_pictures_says_so_and_how_to_get_some(tmp_path):
+    said = []
+    pictures = TrainingPictures(flat_pictures().train, flat_pictures().held_out[:0])
+    train(small(steps=20, log_every_steps=20), tmp_path, pictures, said.append, CPU)
+    assert said[0] == (
+        "no picture is held out of 56: no sheet.png and no held-out PSNR; "
+        "give more pictures or a larger held_out_per_mille than 20"
+    )
+    assert not (tmp_path / "sheet.png").exists() and (tmp_path / "tokenizer").is_dir()
+    train(small(steps=2), tmp_path / "usual", flat_pictures(), said.append, CPU)
+    assert sum("held out of" in line for line in said) == 1
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -200,6 +218,12 @@ def test_numbers_that_are_not_finite_end_the_run_and_are_never_saved(tmp_path):
         ("batch_size=0", "batch_size is 0"),
         ("full_size_share=2", "full_size_share is 2"),
         ("init_from=nothing", "nothing is neither a folder"),
+        (
+            "model.grid=[4,9]",
+            r"model\.grid is 4 x 9, but pictures are .* squares of .* 48, which fill 6 x 6; use model.grid=null",
+        ),
+        ("model.grid=[5,5]", r"model\.grid is 5 x 5, but pictures are read as squares"),
+        ("model.grid=[0,6]", r"grid is \[0, 6\]"),
     ],
 )
 def test_a_mistake_is_one_clear_line(override, message):
