@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -35,6 +36,11 @@ class Distributed:
         self.world_size = dist.get_world_size() if initialized else 1
         self.control = dist.new_group(backend="gloo", timeout=timeout) if self.world_size > 1 else None
         self.processes = self.gather((socket.gethostname(), os.getpid(), process_start(os.getpid())))
+        # Containers may share a host name but not each other's pids: only what was seen alive can be seen to be gone.
+        host = socket.gethostname()
+        self._in_sight = [
+            rank for rank, (at, pid, start) in enumerate(self.processes) if at == host and process_start(pid) == start
+        ]
 
     @property
     def is_main(self) -> bool:
@@ -74,8 +80,11 @@ class Distributed:
 
     def ended(self) -> list[int]:
         """The other ranks of this host whose process is gone; of other hosts nothing is known."""
-        here = [(rank, *rest) for rank, (host, *rest) in enumerate(self.processes) if host == socket.gethostname()]
-        return [rank for rank, pid, start in here if process_start(pid) != start]
+        return [rank for rank in self._in_sight if process_start(self.processes[rank][1]) != self.processes[rank][2]]
+
+    def sees(self, rank: int) -> bool:
+        """Whether the process of `rank` is one of this host, which can be looked at and killed."""
+        return rank in self._in_sight
 
     def named(self, rank: int) -> str:
         host, pid, _ = self.processes[rank]
@@ -88,16 +97,31 @@ class LostPeer(UserError):
     exit_code = 1
 
 
+def tells_of_lost_peer(error: BaseException) -> bool:
+    """Whether a collective or the store raised it because a rank is gone, or answers no more."""
+    if isinstance(error, RankError):
+        return False  # it may quote any words
+    return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
+
+
 @contextmanager
-def lost_peers_named(ranks: Distributed) -> Iterator[None]:
-    """Inside, a collective that fails because a rank is gone raises `LostPeer`, naming it if its host is this one."""
+def lost_peers_named(ranks: Distributed, seconds: float = 1.0) -> Iterator[None]:
+    """Inside, a collective that fails because a rank is gone raises `LostPeer`; `PeerWatch` says which one began.
+
+    Where nobody watches, only what this host shows is known: who ended, which may be because of another too. A process
+    that is killed closes its connections up to `seconds` before it is gone.
+    """
     try:
         yield
     except RuntimeError as error:
-        if ranks.world_size == 1 or isinstance(error, RankError) or not _LOST.search(str(error)):
-            raise  # a RankError may quote any words
-        names = " and ".join(map(ranks.named, ranks.ended())) or "a rank of another host"
-        raise LostPeer(ends_too(f"{names} is gone", ranks.rank)) from error
+        if ranks.world_size == 1 or not tells_of_lost_peer(error):
+            raise
+        until = time.monotonic() + seconds
+        while not (ended := ranks.ended()) and time.monotonic() < until:
+            time.sleep(0.05)
+        names = " and ".join(map(ranks.named, ended))
+        known = f"ended on this host, first or because of another: {names}" if names else "none of this host ended"
+        raise LostPeer(ends_too(f"the connection to a rank is lost ({known})", ranks.rank)) from error
 
 
 @contextmanager

@@ -1,13 +1,15 @@
 """The ranks of a run watch each other: one that is gone, stopped or stuck is named, and all end.
 
-    gone, stopped   no beats for `silent_seconds`. A stopped one of the same host is made to write down its stacks and
-                    killed; of one of another host the last beat is shown.
+    gone            its process is no more, which its host sees at once; or a collective failed, and it beats no more.
+    stopped         no beats for `silent_seconds`. One of the same host is made to write down its stacks and killed; of
+                    one of another host the last beat is shown.
     stuck           its threads live but the loop gets nowhere for `hung_seconds`. All wait for it: it is the one that
                     went through the fewest phases, and of those that are equal one that is in no collective.
 
-Whoever finds it prints rank, phase, step and stacks; then every rank ends with one line. Time in which this process
-was itself suspended (a suspended job) counts as no time. After that, and on rank 0 always, the lease is looked at: a
-rank whose run was taken over meanwhile ends before it writes anything.
+Whoever finds it prints rank, phase, step and stacks; then every rank ends with one line, that of who found it first
+(`Word`), and says there that it does: a rank that ended because of another is blamed by nobody. Time in which this
+process was itself suspended (a suspended job) counts as no time. After that, and on rank 0 always, the lease is looked
+at: a rank whose run was taken over meanwhile ends before it writes anything.
 """
 
 import contextlib
@@ -25,16 +27,21 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 
 from lvm.runtime import whereabouts
-from lvm.runtime.distributed import Distributed, ends_too
+from lvm.runtime.distributed import Distributed, LostPeer, ends_too, tells_of_lost_peer
 from lvm.runtime.lease import process_start
 from lvm.runtime.whereabouts import Whereabouts
 
 EXIT_CODE = 1  # not the user's error: what restarts runs shall do so
 FIRST_TIME = 6  # times hung_seconds for a phase that was never gone through before: compilation, cold caches
 LONGEST = 3  # times the longest stay in a phase so far
-NO_NEIGHBOUR = 1.25  # times silent_seconds before another host speaks of a rank: its neighbour there sees more
+INTERVAL = 2.5  # seconds between beats, or less for short limits
+NO_NEIGHBOUR = 1.1  # times silent_seconds before another host speaks of a rank: its neighbour there sees more
+BEATS_TO_NAME = 3  # after a collective failed: who does not beat meanwhile is gone
+BEATS_TO_READ = 1.5  # that a process gives the others before it ends, if the store ends with it
+ROUND = 0.2  # seconds between looks at what is said meanwhile
 FOR_THE_REPORT = 8.0  # seconds that others give the one who prints
 FOR_THE_LEASE = 5.0  # seconds in which to give it back: its file system may be what is stuck
+UNKNOWN = {"step": 0, "phase": "start-up", "stacks": ""}  # of a rank that was never heard
 SHOWN = 4  # ranks whose stacks are printed
 
 
@@ -45,6 +52,55 @@ class Beat(NamedTuple):
 
 
 DONE = "done"
+
+
+class Word:
+    """What the ranks tell each other about an end, in the store of their beats; the first word on whose it is stands.
+
+    Every method raises `RuntimeError` where the process of the store is gone.
+    """
+
+    def __init__(self, store: Any, ranks: Distributed) -> None:
+        self._store, self._ranks = store, ranks
+
+    def verdict(self) -> str | None:
+        return self._read("verdict")[0]
+
+    def propose(self, verdict: str, culprits: list[int]) -> str:
+        """The verdict that stands: this one, or what another rank said before."""
+        return str(json.loads(self._store.compare_set("verdict", "", json.dumps([verdict, culprits])))[0])
+
+    def fails(self, error: BaseException) -> None:
+        """This rank ends because of an error of its own."""
+        text = " ".join(str(error).split())[:200]
+        line = f"{self._ranks.named(self._ranks.rank)} ended with {type(error).__name__}" + (
+            f": {text}" if text else ""
+        )
+        self._store.compare_set("failure", "", json.dumps([line, [self._ranks.rank]]))
+        self._store.set(f"leaves {self._ranks.rank}", "failure")
+
+    def failure(self) -> tuple[str | None, list[int]]:
+        """The first rank that ended with an error of its own."""
+        return self._read("failure")
+
+    def leaves(self) -> None:
+        """This rank ends because of another, and has read or said why."""
+        self._store.set(f"leaves {self._ranks.rank}", "another")
+
+    def left(self, rank: int) -> bool:
+        return bool(self._store.check([f"leaves {rank}"]))
+
+    def all_leave(self) -> bool:
+        """All but those that the verdict names."""
+        culprits = self._read("verdict")[1]
+        others = [rank for rank in range(self._ranks.world_size) if rank not in culprits]
+        return bool(self._store.check([f"leaves {rank}" for rank in others]))
+
+    def _read(self, key: str) -> tuple[str | None, list[int]]:
+        if not self._store.check([key]):
+            return None, []
+        line, culprits = json.loads(self._store.get(key))
+        return line, culprits
 
 
 class PeerWatch:
@@ -67,7 +123,7 @@ class PeerWatch:
         self._ranks, self._where, self._run_dir, self._silent = ranks, where, run_dir, silent_seconds
         self._before_exit, self._after_hang = before_exit, after_hang
         limits = [seconds for seconds in (silent_seconds, hung_seconds) if seconds > 0]
-        self._interval = min(5.0, *(seconds / 5 for seconds in limits)) if limits else 0.0
+        self._interval = min(INTERVAL, *(seconds / 5 for seconds in limits)) if limits else 0.0
         self._done = threading.Event()
         self._threads: list[threading.Thread] = []
         self._exchanges = 0  # of beats, that the store answered
@@ -75,6 +131,8 @@ class PeerWatch:
         self._stay = Stay(hung_seconds)
         self._ending = threading.Lock()
         self._reporting = threading.Event()
+        self._asking = threading.Event()  # the main thread asks who is lost, and will end this process
+        self._decided = False  # it knows
         self._to_kill: list[tuple[int, str | None]] = []
 
     def __enter__(self) -> "PeerWatch":
@@ -95,13 +153,15 @@ class PeerWatch:
         else:
             store = dist.HashStore()
         self._store = dist.PrefixStore("peers", store)
-        where.patience = self._interval + 1.0
+        self._word = Word(self._store, self._ranks)
+        where.patience = 2 * self._interval + 1.0
         for name, target in (("peers", self._beat), ("watch", self._look_after), ("lease", self._look_at_lease)):
             self._threads.append(threading.Thread(target=target, name=name, daemon=True))
             self._threads[-1].start()
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        lost = self._after(error) if error is not None and self._threads and self._ranks.world_size > 1 else None
         self._done.set()
         self._where.attended = whereabouts.NEVER
         for thread in self._threads:
@@ -110,6 +170,90 @@ class PeerWatch:
         if self._threads and kind is None:
             with contextlib.suppress(RuntimeError):  # rank 0, whose process holds it, may have ended before
                 self._store.set(str(self._ranks.rank), DONE)
+        if lost is not None:
+            raise LostPeer(ends_too(lost, self._ranks.rank)) from error
+
+    # The main thread, when it fails.
+
+    def _after(self, error: BaseException) -> str | None:
+        """Whose fault it is that this rank ends, if it is another's; the others are told that it ends."""
+        lost = tells_of_lost_peer(error)
+        if not lost and not isinstance(error, dist.DistError):
+            with contextlib.suppress(RuntimeError):
+                self._word.fails(error)
+            return None
+        self._asking.set()
+        verdict = self._who_is_lost(error if lost else None)
+        with self._ending:  # else the watch ends this process
+            self._decided = True
+        self._take_leave(self._ranks.is_main).join(BEATS_TO_READ * self._interval)
+        return verdict
+
+    def _who_is_lost(self, error: BaseException | None) -> str | None:
+        """Who is known to this host or to another rank, or beats no more; None for nobody, and without `error`."""
+        word, ranks = self._word, self._ranks
+        began = answered = time.monotonic()
+        failure: str | None = None
+        try:
+            before = self._newest_beats()
+            while time.monotonic() - began < BEATS_TO_NAME * self._interval or self._reporting.is_set():
+                if (verdict := word.verdict()) is not None:
+                    return verdict
+                if gone := [rank for rank in ranks.ended() if self._ended_unasked(rank)]:
+                    return word.propose(self._names(gone, "gone"), gone)
+                failure, by = word.failure()
+                answered = time.monotonic()
+                time.sleep(min(ROUND, self._interval / 5))
+            beats = self._newest_beats()
+            silent = [rank for rank, beat in beats.items() if beat == before[rank] and rank != ranks.rank]
+            if silent := [rank for rank in silent if beats[rank] != DONE.encode() and not word.left(rank)]:
+                return word.propose(self._names(silent, "gone or out of reach, without any sign of life"), silent)
+            if failure is not None:
+                return word.propose(failure, by)
+            if error is None:
+                return None
+            text = " ".join(str(error).split())[:200]
+            return word.propose(f"a connection between ranks failed though all of them live ({text})", [])
+        except RuntimeError:
+            if failure is not None or answered - began < 1:
+                return failure or f"{ranks.named(0)}, or what launched it, is gone"
+            return "a rank is gone, and so is the process group's store, before anybody could say which"
+
+    def _newest_beats(self) -> dict[int, bytes]:
+        """Of all ranks; empty of one that has not begun."""
+        keys = [str(rank) for rank in range(self._ranks.world_size)]
+        if self._store.check(keys):
+            return dict(enumerate(self._store.multi_get(keys)))
+        return {rank: self._newest_beat(rank) for rank in range(self._ranks.world_size)}
+
+    def _newest_beat(self, rank: int) -> bytes:
+        return self._store.get(str(rank)) if self._store.check([str(rank)]) else b""
+
+    def _ended_unasked(self, rank: int) -> bool:
+        """Whether a process that is gone was neither done nor ended for a reason that it told."""
+        return self._newest_beat(rank) != DONE.encode() and not self._word.left(rank)
+
+    def _names(self, ranks: list[int], state: str) -> str:
+        more = [f"{len(ranks) - SHOWN} more ranks"] if len(ranks) > SHOWN else []
+        names = [*map(self._ranks.named, ranks[:SHOWN]), *more]
+        return f"{' and '.join(names)} {'is' if len(ranks) == 1 else 'are'} {state}"
+
+    def _take_leave(self, last: bool) -> threading.Thread:
+        """A thread that says that this rank ends, and goes on until all do if it must be the `last`.
+
+        A thread, since who calls is to wait so long and no longer: a store that is stopped returns never.
+        """
+
+        def leave() -> None:
+            until = time.monotonic() + BEATS_TO_READ * self._interval
+            with contextlib.suppress(RuntimeError):  # of a store that is gone nobody reads anything
+                self._word.leaves()
+                while last and not self._word.all_leave() and time.monotonic() < until:
+                    time.sleep(min(ROUND, self._interval / 5))
+
+        thread = threading.Thread(target=leave, daemon=True)
+        thread.start()
+        return thread
 
     # One thread looks at the lease: when the file system is what is stuck, it is too, and the others see that.
 
@@ -132,6 +276,8 @@ class PeerWatch:
             exchanges = self._exchanges
             if 0 < self._silent < unanswered and not self._reporting.is_set():
                 self._store_is_silent(unanswered)
+            elif 0 < self._silent < unanswered - 1.5 * FOR_THE_REPORT:  # the report itself waits for the store
+                self._end(f"{self._ranks.named(0)}, or what launched it, is stopped", tell=False)
 
     def _store_is_silent(self, seconds: float) -> None:
         """It is in rank 0's process, or in that of its launcher."""
@@ -141,7 +287,7 @@ class PeerWatch:
             why = f"the process group's store, which it holds, is silent for {seconds:.0f} s"
             self._found([0], why, tell=False)
         time.sleep(FOR_THE_REPORT)
-        self._end(f"{self._ranks.named(0)}, or what launched it, is stopped")
+        self._end(f"{self._ranks.named(0)}, or what launched it, is stopped", tell=False)
 
     def _end_if_taken_over(self) -> None:
         other = self._lost_run()
@@ -161,18 +307,25 @@ class PeerWatch:
             try:
                 self._say()
                 beats = self._hear(list(silence))
-                for rank, quiet in silence.items():
-                    if quiet.too_long(beats[rank], passed):
-                        self._found([rank], f"no sign of life for {quiet.seconds:.0f} s")
-                if self._stay.overdue:
-                    self._judge()
-                verdict = self._store.get("verdict").decode() if self._store.check(["verdict"]) else None
+                verdict = self._word.verdict()
+                if verdict is None and not self._asking.is_set():
+                    self._look_for_others(silence, beats, passed)
             except RuntimeError:  # the store's process is gone
                 lost = f"{self._ranks.named(0)}, or what launched it, is gone"
                 verdict = None if self._where.phase == "ending" else lost
             self._exchanges += 1
-            if verdict is not None and not self._done.is_set():
+            if verdict is not None and not self._done.is_set() and not self._asking.is_set():
                 self._end(verdict)
+
+    def _look_for_others(self, silence: Mapping[int, "Silence"], beats: Mapping[int, bytes], passed: float) -> None:
+        ended = self._ranks.ended()
+        for rank, quiet in silence.items():
+            if quiet.too_long(beats[rank], passed):
+                self._found([rank], f"no sign of life for {quiet.seconds:.0f} s")
+            elif rank in ended and self._ended_unasked(rank):
+                self._found([rank], "its process is gone")
+        if self._stay.overdue:
+            self._judge()
 
     def _say(self) -> None:
         where, rank = self._where, self._ranks.rank
@@ -184,7 +337,7 @@ class PeerWatch:
     def _hear(self, of: Sequence[int]) -> dict[int, bytes]:
         """The newest beats; empty of a rank that has not begun."""
         self._heard |= {rank: self._at(rank) for rank in of}
-        return {rank: self._store.get(str(rank)) if self._store.check([str(rank)]) else b"" for rank in of}
+        return {rank: self._newest_beat(rank) for rank in of}
 
     def _judge(self) -> None:
         """This rank makes no progress; it may be the fault of another, which then is late by its own measure too."""
@@ -200,14 +353,13 @@ class PeerWatch:
 
     def _at(self, rank: int) -> dict[str, Any]:
         key = f"at {rank}"
-        unknown = {"step": 0, "phase": "start-up", "stacks": ""}
-        return json.loads(self._store.get(key)) if self._store.check([key]) else unknown
+        return json.loads(self._store.get(key)) if self._store.check([key]) else UNKNOWN
 
     # What follows when one is found.
 
     def _found(self, culprits: list[int], why: str, tell: bool = True) -> None:
         self._reporting.set()
-        texts = self._report(culprits, why)
+        texts = self._report(culprits, why, ask=tell)
         more = f" and {len(culprits) - len(texts)} more ranks" if len(culprits) > len(texts) else ""
         verdict = "; ".join(texts) + more
         if not all(" is gone" in text for text in texts):
@@ -215,25 +367,36 @@ class PeerWatch:
             if note:
                 print(note, file=sys.stderr, flush=True)
         if tell:
-            with contextlib.suppress(RuntimeError):  # of a store that is gone nobody reads anything
-                self._store.set("verdict", verdict)
-                time.sleep(1.5 * self._interval)  # else the others only see that connections of this rank are closed
-        self._end(verdict)
+            verdict = self._proposed(verdict, culprits)
+        self._end(verdict, tell)
 
-    def _report(self, culprits: list[int], why: str) -> list[str]:
-        """Print where they are; a line about each that was printed."""
+    def _proposed(self, verdict: str, culprits: list[int]) -> str:
+        """The verdict that stands; this one if the store does not answer: the report may have stopped its process."""
+        stands = [verdict]
+
+        def propose() -> None:
+            with contextlib.suppress(RuntimeError):  # of a store that is gone nobody reads anything
+                stands.append(self._word.propose(verdict, culprits))
+
+        thread = threading.Thread(target=propose, daemon=True)
+        thread.start()
+        thread.join(BEATS_TO_READ * self._interval)
+        return stands[-1]
+
+    def _report(self, culprits: list[int], why: str, ask: bool) -> list[str]:
+        """Print where they are; a line about each that was printed. `ask` the store, if it answers."""
         texts = []
         for rank in culprits[:SHOWN]:
-            state, at = self._state_and_place(rank)
+            state, at = self._state_and_place(rank, ask)
             place = whereabouts.in_words(at["step"], at["phase"], at["stacks"])
             texts.append(f"{self._ranks.named(rank)} {state} {place}")
             print(f"{texts[-1]}: {why}; its stacks:\n{at['stacks']}", file=sys.stderr, flush=True)
         return texts
 
-    def _state_and_place(self, rank: int) -> tuple[str, dict[str, Any]]:
-        host, pid, start = self._ranks.processes[rank]
-        heard = self._heard.get(rank) or self._at(rank)
-        if host != socket.gethostname() or rank not in self._heard:
+    def _state_and_place(self, rank: int, ask: bool) -> tuple[str, dict[str, Any]]:
+        _, pid, start = self._ranks.processes[rank]
+        heard = self._heard.get(rank) or (self._at(rank) if ask else UNKNOWN)
+        if not self._ranks.sees(rank) or rank not in self._watched:
             return "hangs", heard
         if process_start(pid) != start:
             return "is gone; it was last seen", heard
@@ -246,13 +409,19 @@ class PeerWatch:
         self._to_kill.append((pid, start))
         return state, {"step": step, "phase": phase, "stacks": stacks or heard["stacks"]}
 
-    def _end(self, verdict: str) -> None:
+    def _end(self, verdict: str, tell: bool = True) -> None:
         """The main thread may wait in a collective for ever, so the process ends from here."""
         with self._ending:
+            if self._decided:
+                return
             release = threading.Thread(target=self._before_exit, daemon=True)
             release.start()
+            # What is killed below may hold the store, as rank 0 does.
+            leave = self._take_leave(self._ranks.is_main or bool(self._to_kill)) if tell else None
             release.join(FOR_THE_LEASE)
             print(f"error: {ends_too(verdict, self._ranks.rank)}", file=sys.stderr, flush=True)
+            if leave is not None:
+                leave.join(BEATS_TO_READ * self._interval)
             for pid, start in self._to_kill:  # so that they write nothing later
                 whereabouts.kill(pid, start)
             os._exit(EXIT_CODE)

@@ -171,7 +171,7 @@ def test_who_is_waited_for():
 def test_every_rank_is_watched_by_a_neighbour_and_every_host_by_another():
     hosts = ["a", "a", "b", "b", "c"]
     watched = [watched_by(rank, hosts, 40) for rank in range(5)]
-    assert watched == [{1: 40, 2: 50}, {0: 40}, {3: 40, 4: 40}, {2: 40}, {0: 50}]
+    assert watched == [{1: 40, 2: 44}, {0: 40}, {3: 40, 4: 40}, {2: 40}, {0: 44}]
     assert watched_by(0, ["a"], 40) == {}
 
 
