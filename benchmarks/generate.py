@@ -149,17 +149,18 @@ def run(options: Options) -> dict[str, Any]:
     net = hugging_face_model(model)
     prompts = make_prompts(options, config, picture).to(device)
 
-    def ours(temperature: float, count: int = num_tokens) -> Tensor:
-        return generate(model, prompts, count, options.candidates, temperature=temperature).tokens
+    def ours(count: int) -> Tensor:
+        return generate(model, prompts, count, options.candidates).tokens
 
     contestants: dict[str, Callable[[], float]] = {
-        "ours": lambda: seconds_of(lambda: ours(1.0), device),
-        "ours_first_code": lambda: seconds_of(lambda: ours(1.0, 1), device),
+        "ours": lambda: seconds_of(lambda: ours(num_tokens), device),
+        "ours_first_code": lambda: seconds_of(lambda: ours(1), device),
     }
     equal = None
     if net is not None:
         net.eval()
-        alike = theirs(net, prompts[:1], config, num_tokens, 1, greedy=True) == ours(0.0)[:1, :1]
+        greedy = generate(model, prompts[:1], num_tokens, temperature=0.0).tokens
+        alike = theirs(net, prompts[:1], config, num_tokens, 1, greedy=True) == greedy
         equal = float(alike.float().mean())
         contestants["alternative"] = lambda: seconds_of(
             lambda: theirs(net, prompts, config, num_tokens, options.candidates, greedy=False), device
