@@ -147,8 +147,10 @@ def train(
                 batch = batches(now, following)
                 pixels = torch.from_numpy(batch)
                 if device.type == "cuda":  # the host waits for the copy of what is not pinned
-                    pixels = pixels.pin_memory().to(device, non_blocking=True)
-                figures, codes, latents = objective.backward(pixels, quantized, 1 / num_micro, adversarial)
+                    pixels = pixels.pin_memory()
+                figures, codes, latents = objective.backward(
+                    pixels.to(device, non_blocking=True), quantized, 1 / num_micro, adversarial
+                )
                 journal.add(figures, 1 / num_micro)
                 if started:
                     state.used += state.keeper.observe(codes, latents)
