@@ -15,7 +15,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
 from lvm.commands import train
-from lvm.runtime import exit_with_one_line, read_json
+from lvm.runtime import read_json
+from lvm.runtime.errors import exit_code_of
 
 ConfigStore.instance().store("member", {"members": "???", "member": 0})
 
@@ -35,10 +36,8 @@ def main(config: Any) -> None:
     speak_into(Path(job["log"]))
     GlobalHydra.instance().clear()  # train composes a config of its own
     try:
-        exit_with_one_line(lambda: train.main(job["overrides"]))
-    except SystemExit as done:
-        if done.code:
-            raise
+        if code := exit_code_of(lambda: train.main(job["overrides"])):
+            sys.exit(code)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

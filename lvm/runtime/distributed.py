@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lvm.runtime.errors import UserError, is_user_error
+from lvm.runtime.errors import UserError, is_one_of_many_ranks, is_user_error
 from lvm.runtime.lease import process_start
 
 # What gloo and the store say of a peer whose process or host is gone.
@@ -34,6 +34,8 @@ class Distributed:
         initialized = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if initialized else 0
         self.world_size = dist.get_world_size() if initialized else 1
+        if self.world_size > 1:
+            is_one_of_many_ranks()
         self.control = dist.new_group(backend="gloo", timeout=timeout) if self.world_size > 1 else None
         self.processes = self.gather((socket.gethostname(), os.getpid(), process_start(os.getpid())))
         # Containers may share a host name but not each other's pids: only what was seen alive can be seen to be gone.

@@ -4,10 +4,12 @@ The model file and the tokenizer's core import nothing of ours; they raise their
 carrying `user_error = True`, and `exit_with_one_line` treats those the same.
 """
 
+import atexit
 import errno
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 # A full disk or a folder one may not write to: the operating system's own line names the file.
 _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -23,19 +25,48 @@ def is_user_error(error: BaseException) -> bool:
     return getattr(error, "user_error", False) is True
 
 
+_one_of_many = False
+
+
+def is_one_of_many_ranks() -> None:
+    """From now on `exit_with_one_line` leaves by `end_rank`; said by whoever makes a process group of many ranks."""
+    global _one_of_many
+    _one_of_many = True
+
+
+def end_rank(code: int = 0) -> NoReturn:
+    """End this process with what was registered to happen at its end, but without tearing the interpreter down.
+
+    A thread of gloo takes Python's lock to let go of the tensors of a collective that is over. Where that falls into
+    the interpreter's own end the process aborts (SIGABRT), though all its work is done and saved.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def exit_with_one_line(main: Callable[[], object]) -> None:
     """Run `main`; a user error becomes one line on stderr and exit code 2 (or its own), Ctrl-C exit code 130."""
+    code = exit_code_of(main)
+    if _one_of_many:
+        end_rank(code)
+    sys.exit(code)
+
+
+def exit_code_of(main: Callable[[], object]) -> int:
+    """`exit_with_one_line` without the exit, for who has work left afterwards."""
     try:
         code = main()
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        sys.exit(130)
+        return 130
     except BrokenPipeError:  # `lvm ... | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        return 141
     except Exception as error:
         if not is_user_error(error) and getattr(error, "errno", None) not in _MACHINE_ERRORS:
             raise
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 2))
-    sys.exit(code if isinstance(code, int) else 0)
+        return int(getattr(error, "exit_code", 2))
+    return code if isinstance(code, int) else 0

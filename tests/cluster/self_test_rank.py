@@ -17,6 +17,7 @@ import torch.distributed as dist
 from lvm.cluster import self_test as module
 from lvm.runtime import UserError
 from lvm.runtime.distributed import Distributed
+from lvm.runtime.errors import end_rank
 
 CONFIG = {"optim": {"lr": 0.1}, "seed": 0}
 ALL_REDUCE = dist.all_reduce
@@ -71,3 +72,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end_rank()

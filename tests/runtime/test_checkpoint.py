@@ -319,6 +319,7 @@ import sys, torch, torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from lvm.runtime.checkpoint import CheckpointWriter, load_checkpoint
+from lvm.runtime.errors import end_rank
 folder = sys.argv[1]
 dist.init_process_group("gloo")
 mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -345,6 +346,7 @@ for key, value in full.items():
     assert torch.equal(tensors[key].full_tensor(), value), key
 assert tensors["optim.step"].item() == 3.0
 dist.destroy_process_group()
+end_rank()
 """
 
 

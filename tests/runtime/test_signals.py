@@ -61,7 +61,7 @@ def test_one_rank_alone_is_main_and_talks_to_itself():
 RANK = """
 import os, sys, time, torch.distributed as dist
 from lvm.runtime.distributed import Distributed, RankError, StopAgreement
-from lvm.runtime.errors import UserError, is_user_error
+from lvm.runtime.errors import UserError, end_rank, is_user_error
 dist.init_process_group("gloo")
 me = Distributed()
 assert me.broadcast(["from", me.rank]) == ["from", 0]
@@ -81,6 +81,7 @@ except Exception as error:
 else:
     raise AssertionError
 dist.destroy_process_group()
+end_rank()
 """
 
 
@@ -104,3 +105,44 @@ def test_what_another_rank_says_is_not_taken_for_a_lost_rank_whatever_its_words(
         raise RankError("rank 0 failed with UserError: runs/timeout/x is missing", user_error=True)
     with pytest.raises(LostPeer), lost_peers_named(two):
         raise RuntimeError("Connection closed by peer")
+
+
+ENDS_BEFORE_GLOO = """
+import os, sys, threading, time, weakref, torch, torch.distributed as dist
+from lvm.runtime import exit_with_one_line
+from lvm.runtime.distributed import Distributed
+rank = int(os.environ["RANK"])
+in_a_thread, kept = threading.Event(), []
+def let_go():
+    if threading.current_thread() is not threading.main_thread():
+        in_a_thread.set()
+        time.sleep(0.1)  # and then it asks for Python's lock again
+def main():
+    dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/meet", rank=rank, world_size=2)
+    Distributed()
+    kept.extend(dist.new_group([r], backend="gloo") for r in range(2))  # one that nobody holds waits for its threads
+    until = time.monotonic() + 60
+    while not in_a_thread.is_set() and time.monotonic() < until:
+        tensor = torch.ones(1)
+        weakref.finalize(tensor, let_go)
+        dist.all_reduce(tensor, group=kept[rank], async_op=True).wait()
+        del tensor
+        in_a_thread.wait(0.001)
+    dist.destroy_process_group()
+    print("at work" if in_a_thread.is_set() else "idle", flush=True)
+    return 7
+exit_with_one_line(main)
+"""
+
+
+def test_a_rank_ends_as_it_says_while_a_thread_of_gloo_still_lets_go_of_tensors(tmp_path):
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENDS_BEFORE_GLOO, str(tmp_path)],
+            env=os.environ | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [(rank.communicate(timeout=120)[0], rank.returncode) for rank in ranks] == [("at work\n", 7)] * 2

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lvm.runtime import build
+from lvm.runtime.errors import end_rank
 from tokenizer.pictures import TrainingPictures
 from tokenizer.settings import TrainConfig
 
@@ -77,3 +78,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end_rank()

@@ -233,6 +233,7 @@ def test_a_keeper_with_the_state_of_another_goes_on_as_it_would(kind):
 
 TWO_RANKS = """
 import sys, torch, torch.distributed as dist
+from lvm.runtime.errors import end_rank
 from tokenizer.quantizer import CodebookKeeper, QuantizerConfig, nearest
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
@@ -253,6 +254,7 @@ for kind in ("plain", "ema", "ibq"):
     results[kind] = {"codebook": codebook.detach(), "local": local, "used": used, "moved": moved, **keeper.state_dict()}
 torch.save(results, f"{folder}/{rank}.pt")
 dist.destroy_process_group()
+end_rank()
 """
 
 

@@ -124,6 +124,7 @@ SHARE = """
 import json, sys, time
 import numpy as np, torch.distributed as dist
 from lvm.runtime.distributed import Distributed
+from lvm.runtime.errors import end_rank
 from tokenizer.pictures import TrainingPictures, shared_between_ranks
 rank, folder, fail = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "fail"
 dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
@@ -138,8 +139,10 @@ try:
     result = [p.train.sum().item(), p.held_out.shape[0], p.sizes, p.weights, p.fingerprint()]
 except Exception as error:
     result = str(error)
-json.dump(result, open(f"{folder}/{rank}.json", "w"))
+with open(f"{folder}/{rank}.json", "w") as file:
+    json.dump(result, file)
 dist.destroy_process_group()
+end_rank()
 """
 
 

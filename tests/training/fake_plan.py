@@ -19,6 +19,7 @@ import torch.distributed as dist
 from lvm.data import Window
 from lvm.inference import generate
 from lvm.model import LVM, LVMConfig
+from lvm.runtime.errors import end_rank
 from lvm.training import OptimConfig, RunOptions, TrainerConfig, TrainResult, train
 
 MODEL = LVMConfig(num_codes=20, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, tokens_per_picture=4)
@@ -119,3 +120,4 @@ if __name__ == "__main__":
         (Path(folder) / f"rank-{rank}.json").write_text(json.dumps(report))
     finally:
         dist.destroy_process_group()
+    end_rank()
