@@ -4,7 +4,7 @@ Each annotation of test scenes of the world with people in them is drawn, encode
 read is compared with what was annotated. `drawn` is the score without the tokenizer, which drawing and reading alone
 lose. No model that answers in this tokenizer's codes can be expected to score higher than `decoded`.
 
-Poses and keypoints come from scenes of one person. Derived channels are compared by PSNR with their own picture.
+Poses and keypoints come from scenes of one person; keypoints are red dots on the photo, any of them for any other. Derived channels are compared by PSNR with their own picture.
 """
 
 import sys
@@ -25,6 +25,8 @@ from lvm.evaluation.annotations import (
     pck,
 )
 from lvm.evaluation.measures import psnr, tolerant_f1
+from lvm.evaluation.point_measures import matched
+from lvm.evaluation.point_measures import pck as near
 from lvm.pictures import boxes, depth, derive, edges, instances, keypoints, normals, segmentation, skeletons
 from lvm.runtime import UserError, build, exit_with_one_line, write_json
 from lvm.runtime.hashing import seed_from
@@ -131,8 +133,8 @@ def of_person(source: WorldSource, i: int, size: int) -> list[Drawing]:
     if not people or np.isfinite(people[0]).all(1).sum() < 2:
         return []
     joints, photo = people[0], steady_channels(scene, surfaces)["image"]
-    reach = PCK_SHARE * float(np.ptp(joints[np.isfinite(joints).all(1)], axis=0).max())
-    colours = skeletons.joint_colours(len(joints))
+    shown = joints[np.isfinite(joints).all(1)]
+    reach = PCK_SHARE * float(np.ptp(shown, axis=0).max())
     return [
         Drawing(
             "pose",
@@ -141,8 +143,8 @@ def of_person(source: WorldSource, i: int, size: int) -> list[Drawing]:
         ),
         Drawing(
             "keypoints",
-            keypoints.draw(photo, joints, colours),
-            lambda p: {"pck": pck(keypoints.read_each(p, colours, photo), joints, reach)},
+            keypoints.draw(photo, shown),
+            lambda p: {"pck": near(matched(keypoints.find(p, photo)[: len(shown)], shown), reach, 1.0)},
         ),
     ]
 

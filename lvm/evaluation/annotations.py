@@ -7,7 +7,8 @@
     normal                   normal_degrees   angle between normals, mean over surfaces
     edge                     edge_f1          within one pixel
     box                      box_f1, box_iou  of the drawn lines; of the boxes read back from them
-    pose                     keypoint_error   distance of each drawn colour's centre, in pixels; keypoints_found
+    pose, keypoints          keypoints_found  joints or dots within a twentieth of the picture's shorter side;
+                             keypoint_error   distance of those, in pixels
 """
 
 from collections.abc import Sequence
@@ -25,15 +26,16 @@ from lvm.evaluation.measures import (
     line_f1,
     line_pixels,
     miou,
-    nearest_colour,
 )
-from lvm.pictures import depth, normals
-from lvm.pictures.pieces import Box, bounds, label
+from lvm.evaluation.point_measures import matched
+from lvm.pictures import depth, keypoints, normals, skeletons
+from lvm.pictures.pieces import Box, bounds, find, label
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, UInt8
 
 LEAST_PART = 3  # pixels of a colour that count as a drawn part of a pose
+REACH = 1 / 20  # of the picture's shorter side: a joint or dot within it is found
 
 
 class AnnotationJudge:
@@ -66,8 +68,10 @@ class AnnotationJudge:
                 return {"edge_f1": line_f1(decoded, picture)}
             case "box" if photo is not None:
                 return {"box_f1": box_f1(decoded, picture, photo), "box_iou": box_iou(decoded, picture, photo)}
+            case "keypoints" if photo is not None:
+                return dot_errors(picture, decoded, photo)
             case "pose":
-                return keypoint_errors(picture, decoded)
+                return joint_errors(picture, decoded)
         return {}
 
     def _palette(self, picture: "UInt8[np.ndarray, 'y x 3']") -> "UInt8[np.ndarray, 'k 3']":
@@ -141,29 +145,33 @@ def matched_iou(found: Sequence[Box], true: Sequence[Box]) -> float:
     return total / len(true)
 
 
-def keypoint_errors(picture: "UInt8[np.ndarray, 'y x 3']", decoded: "UInt8[np.ndarray, 'y x 3']") -> "dict[str, float]":
-    """Of a skeleton whose joints and limbs have a flat colour each, on a ground of the most common colour: the mean
-    distance in pixels between each colour's centre before and after, and the share of colours that are still there.
-
-    A decoded pixel has the nearest of the picture's colours. NaN without a drawing.
-    """
-    palette = colours_of(picture)
-    true, read = nearest_colour(picture, palette), nearest_colour(decoded, palette)
-    distances, parts = [], 0
-    for k in range(1, len(palette)):  # 0 is the ground
-        if (true == k).sum() < LEAST_PART:
-            continue
-        parts += 1
-        if (read == k).any():
-            distances.append(np.linalg.norm(_centre(read == k) - _centre(true == k)))
-    if not parts:
-        return {"keypoint_error": float("nan"), "keypoints_found": float("nan")}
-    error = float(np.mean(distances)) if distances else float("nan")
-    return {"keypoint_error": error, "keypoints_found": len(distances) / parts}
+def dot_errors(
+    picture: "UInt8[np.ndarray, 'y x 3']", decoded: "UInt8[np.ndarray, 'y x 3']", photo: "UInt8[np.ndarray, 'y x 3']"
+) -> dict[str, float]:
+    """Of red dots on the photo (`lvm.pictures.keypoints`), any of them for any other; NaN without dots."""
+    true = keypoints.read(picture, photo=photo)
+    found = keypoints.find(decoded, photo)[: len(true)]  # the clearest
+    return _point_errors(matched(found, true), picture)
 
 
-def _centre(mask: "Bool[np.ndarray, 'y x']") -> "Float[np.ndarray, '2']":
-    return np.argwhere(mask).mean(0)
+def joint_errors(picture: "UInt8[np.ndarray, 'y x 3']", decoded: "UInt8[np.ndarray, 'y x 3']") -> dict[str, float]:
+    """Of skeletons (`lvm.pictures.skeletons`) of any number of people and joints: dots are what `picture` holds in
+    colours of full brightness and saturation; those of one colour stand for each other. NaN without dots."""
+    palette = colours_of(picture)[1:]  # 0 is the ground
+    distances = []
+    for colour in palette[(palette.max(1) == 255) & (palette.min(1) == 0)]:
+        boxes = [np.array(piece.box) for piece in find((picture == colour).all(-1)) if piece.size >= LEAST_PART]
+        true = np.array([(box[:2] + box[2:] - 1) / 2 for box in boxes]).reshape(-1, 2)
+        distances.append(matched(skeletons.find_dots(decoded, colour, len(true)), true))
+    return _point_errors(np.concatenate([np.zeros(0), *distances]), picture)
+
+
+def _point_errors(distances: "Float[np.ndarray, 'k']", picture: "UInt8[np.ndarray, 'y x 3']") -> dict[str, float]:
+    near = distances[distances <= REACH * min(picture.shape[:2])]
+    return {
+        "keypoint_error": float(near.mean()) if len(near) else float("nan"),
+        "keypoints_found": len(near) / len(distances) if len(distances) else float("nan"),
+    }
 
 
 # What was read back against what was drawn: no pictures from here on.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int64, UInt8
 
 LIMB_BRIGHTNESS = 0.6
+EVEN = 1.0  # L2 in RGB: of places as near to a dot's colour as this the middle counts
 LEAST_BAR = 0.45  # how clear a bar must be to join two dots: 1 in full view, 0.5 below other bars
 
 
@@ -78,15 +79,28 @@ def find(picture: "UInt8[np.ndarray, 'y x 3']", num_joints: int, half: int | Non
     """The joints (x, y) of one person in a picture that a tokenizer has blurred: where a square of 2 `half` + 1 pixels
     (by default what fits into a dot) is nearest to each dot's colour. Every joint gets a place, also one that was not
     drawn; sharp drawings are for `read`."""
+    return np.concatenate([find_dots(picture, colour, 1, half) for colour in joint_colours(num_joints)])
+
+
+def find_dots(
+    picture: "UInt8[np.ndarray, 'y x 3']", colour: Any, number: int, half: int | None = None
+) -> "Float[np.ndarray, 'n 2']":
+    """`find` for several people: the `number` places (x, y) that are nearest to one dot's colour, none within a dot's
+    width of another."""
     half = max(1, round(0.6 * min(picture.shape[:2]) / 48)) if half is None else half
     side = 2 * half + 1
-    joints = np.empty((num_joints, 2))
-    for k, colour in enumerate(joint_colours(num_joints).astype(np.float32)):
-        distance = np.linalg.norm(picture.astype(np.float32) - colour, axis=-1)
-        sums = np.pad(np.pad(distance, half, mode="edge").cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-        mean = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
-        joints[k] = np.unravel_index(mean.argmin(), mean.shape)[::-1]
-    return joints
+    distance = np.linalg.norm(picture.astype(np.float64) - np.asarray(colour, np.float64), axis=-1)
+    sums = np.pad(np.pad(distance, half, mode="edge").cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    mean = (sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]) / side**2
+    points = np.empty((number, 2))
+    for k in range(number):
+        y, x = np.unravel_index(mean.argmin(), mean.shape)
+        top, left = max(0, y - side), max(0, x - side)
+        near = mean[top : y + side + 1, left : x + side + 1]
+        ys, xs = np.nonzero(near <= near.min() + EVEN)
+        points[k] = left + xs.mean(), top + ys.mean()
+        near[:] = np.inf
+    return points
 
 
 def read_people(

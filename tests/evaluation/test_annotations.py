@@ -4,11 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageFilter
 
 from lvm.evaluation import annotations
-from lvm.evaluation.annotations import AnnotationJudge, box_iou, depth_errors, iou, keypoint_errors, normal_degrees
-from lvm.pictures import boxes, depth, normals, segmentation
+from lvm.evaluation.annotations import (
+    AnnotationJudge,
+    box_iou,
+    depth_errors,
+    dot_errors,
+    iou,
+    joint_errors,
+    normal_degrees,
+)
+from lvm.pictures import boxes, depth, keypoints, normals, segmentation, skeletons
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(90, 130, (48, 48, 3), dtype=np.uint8)
@@ -29,12 +37,13 @@ def test_an_untouched_annotation_scores_perfectly_and_other_channels_are_not_jud
         ("normal", normals.draw(vectors), {"normal_degrees": 0.0}),
         ("edge", line, {"edge_f1": 1.0}),
         ("box", boxes.draw(PHOTO, [(5, 5, 30, 40)], RED, 2), {"box_f1": 1.0, "box_iou": 1.0}),
-        ("pose", line, {"keypoint_error": 0.0, "keypoints_found": 1.0}),
+        ("pose", skeleton(JOINTS), {"keypoint_error": 0.0, "keypoints_found": 1.0}),
+        ("keypoints", keypoints.draw(PHOTO, DOTS), {"keypoint_error": 0.0, "keypoints_found": 1.0}),
         ("image", PHOTO, {}),
         ("gray", PHOTO, {}),
     ):
         assert judge(channel, picture, picture, PHOTO) == pytest.approx(wanted, abs=0.05), channel
-    assert judge("box", PHOTO, PHOTO, None) == {}
+    assert judge("box", PHOTO, PHOTO, None) == judge("keypoints", PHOTO, PHOTO, None) == {}
 
 
 def test_a_class_is_told_from_those_of_earlier_pictures_too():
@@ -88,24 +97,41 @@ def test_a_box_that_moved_overlaps_less_and_a_lost_or_invented_one_counts():
 
 
 JOINTS = [(12, 10), (30, 12), (20, 30), (36, 40)]
+DOTS = [(12.5, 10.5), (30.5, 12.5), (20.5, 30.5), (36.5, 40.5)]
+BLACK = np.zeros((48, 48, 3), np.uint8)
 
 
-def skeleton(joints, size=48):
-    picture = Image.new("RGB", (size, size))
-    pen = ImageDraw.Draw(picture)
-    for (x, y), colour in zip(joints, [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]):
-        pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
-    return np.asarray(picture)
+def skeleton(*people):
+    return skeletons.draw(np.array(people, np.float64), [(0, 1), (1, 2), (2, 3)], BLACK)
 
 
-def test_keypoints_that_moved_err_by_their_distance_and_lost_ones_are_missed():
-    moved = [(15, 14), *JOINTS[1:]]
-    found = keypoint_errors(skeleton(JOINTS), skeleton(moved))
-    assert found == pytest.approx({"keypoint_error": 5 / 4, "keypoints_found": 1.0})
-    lost = keypoint_errors(skeleton(JOINTS), skeleton(JOINTS[:3]))
-    assert lost == pytest.approx({"keypoint_error": 0.0, "keypoints_found": 0.75})
-    black = np.zeros((48, 48, 3), np.uint8)
-    assert np.isnan(keypoint_errors(black, black)["keypoint_error"])
+def blurred(picture, by=1.5):
+    return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(by)))
+
+
+def test_joints_that_moved_err_by_their_distance_and_lost_ones_are_missed():
+    found = joint_errors(skeleton(JOINTS), skeleton([(13, 11), *JOINTS[1:]]))
+    assert found == pytest.approx({"keypoint_error": 2**0.5 / 4, "keypoints_found": 1.0}, abs=0.01)
+    assert joint_errors(skeleton(JOINTS), skeleton([(20, 14), *JOINTS[1:]]))["keypoints_found"] == 0.75
+    assert joint_errors(skeleton(JOINTS), skeleton([*JOINTS[:3], (np.nan, np.nan)]))["keypoints_found"] == 0.75
+    assert np.isnan(joint_errors(BLACK, BLACK)["keypoint_error"])
+
+
+def test_joints_of_two_people_are_found_in_a_blurred_picture():
+    two = skeleton(JOINTS, [(x + 8, 46 - y) for x, y in JOINTS])
+    found = joint_errors(two, blurred(two))
+    assert found["keypoints_found"] == 1 and found["keypoint_error"] < 1
+    assert joint_errors(two, skeleton(JOINTS))["keypoints_found"] == 0.5
+
+
+def test_dots_on_a_photo_stand_for_each_other_and_a_lost_one_is_missed():
+    drawn = keypoints.draw(PHOTO, DOTS)
+    assert dot_errors(drawn, blurred(drawn, 1), blurred(PHOTO, 1)) == pytest.approx(
+        {"keypoint_error": 0, "keypoints_found": 1}, abs=0.1
+    )
+    assert dot_errors(drawn, keypoints.draw(PHOTO, DOTS[:3]), PHOTO)["keypoints_found"] == 0.75
+    assert dot_errors(drawn, PHOTO, PHOTO)["keypoints_found"] == 0
+    assert np.isnan(dot_errors(PHOTO, PHOTO, PHOTO)["keypoints_found"])
 
 
 def test_class_maps_and_instances_are_compared_by_overlap():
