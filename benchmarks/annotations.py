@@ -4,7 +4,8 @@ Each annotation of test scenes of the world with people in them is drawn, encode
 read is compared with what was annotated. `drawn` is the score without the tokenizer, which drawing and reading alone
 lose. No model that answers in this tokenizer's codes can be expected to score higher than `decoded`.
 
-Poses and keypoints come from scenes of one person; keypoints are red dots on the photo, any of them for any other. Derived channels are compared by PSNR with their own picture.
+Poses and keypoints come from scenes of one person; keypoints are red dots on the photo, any of them for any other.
+Derived channels are compared by PSNR with their own picture.
 """
 
 import sys

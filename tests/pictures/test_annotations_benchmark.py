@@ -21,8 +21,9 @@ def test_without_the_tokenizer_scores_are_near_perfect_and_with_it_they_are_numb
     written = json.loads((tmp_path / "found.json").read_text())
     assert written["channels"] == report["channels"] and len(written["fingerprint"]) == 64
     drawn = {channel: next(iter(of.values()))["drawn"] for channel, of in report["channels"].items()}
-    for channel in ("segmentation", "instance", "edge", "box, filled", "keypoints"):
+    for channel in ("segmentation", "instance", "edge", "box, filled"):
         assert drawn[channel] > 0.99, channel
+    assert drawn["keypoints"] > 0.8  # of dots that lie within a dot's width of each other one is found
     assert drawn["depth"] < 0.01 and drawn["normal"] < 0.7 and drawn["image"] == 100
     printed = capsys.readouterr().out
     for channel, metrics in report["channels"].items():
