@@ -52,7 +52,10 @@ class CollectionSource:
             if options.get("kind") == "collection":
                 options.setdefault("root", str(root))
             named = options if options.get("kind") == "world" else {**options, "name": name}
-            self.sources[name] = open_source(named)
+            try:
+                self.sources[name] = open_source(named)
+            except UserError as error:
+                raise UserError(f"part {name} of {config.name} (its root is {str(root)!r}): {error}") from None
         if not self.sources:
             raise UserError("a collection needs `sources`: name: {kind: ..., path: ...}")
         found = {channel for source in self.sources.values() for channel in source.channels}

@@ -92,3 +92,15 @@ def test_a_part_of_unnamed_classes_borrows_no_names(two, tmp_path):
     two["sources"] = {"packed": {"kind": "tars", "path": "x.tar"}, **two["sources"]}
     source = open_source(two)
     assert source.read(0, 16)[0].label == -1 and source.read(1, 16)[0].label == 0
+
+
+def test_the_photos_of_the_shipped_tokenizers_are_found_below_a_folder_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("PHOTOS", str(tmp_path))
+    with pytest.raises(UserError, match=rf"part caltech101 of photos \(its root is '{tmp_path}'\): .*not a folder"):
+        open_source("photos")
+    for n, name in enumerate(("caltech101/images/ant/1.png", "flowers/images/rose/2.png", "davis/frames/swan/0.png")):
+        save(tmp_path / name, n)
+    save(tmp_path / "davis/masks/swan/0.png", 3)
+    source = open_source("photos")
+    assert [source.unit_id(i) for i in range(3)] == ["caltech101/ant/1", "flowers/rose/2", "davis/swan"]
+    assert source.channels == ("image", "segmentation"), "no noisy or masked copies"
