@@ -98,7 +98,7 @@ def freeze_plan(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """
     target = path / "plan.json"
     if not target.exists():
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and any(path.iterdir()) and not target.exists():  # by now another task may have begun
             raise UserError(f"{path} exists and is not a token store; name another folder")
         path.mkdir(parents=True, exist_ok=True)
         aside = path.parent / f".tmp-{uuid.uuid4().hex[:8]}-plan.json"

@@ -62,6 +62,7 @@ def merge(out: str | Path, paths: Sequence[str | Path]) -> TokenStore:
         "channels": list(dict.fromkeys(channel for store in stores for channel in store.channels)),
         "labels": list(dict.fromkeys(label for store in stores for label in store.labels)),
         "resize": "+".join(dict.fromkeys(store.info["resize"] for store in stores)),
+        **_how_encoded(stores),
         "made_by": "merge",
     }
     if len(plan["channels"]) > MAX_CHANNELS:
@@ -107,6 +108,7 @@ def split(
         "channels": list(store.channels),
         "labels": list(store.labels),
         "resize": store.info["resize"],
+        **_how_encoded([store]),
     }
     with atomic_folder(out_a) as aside_a, atomic_folder(out_b) as aside_b:
         for aside, (_, mask), side in zip((aside_a, aside_b), sides, "ab"):
@@ -114,6 +116,14 @@ def split(
             nothing: list[Quarantine] = [([], [])] * len(parts)
             _write_store(aside, parts, {**plan, "made_by": f"split {side} {rule}"}, [store], nothing)
     return TokenStore(out_a), TokenStore(out_b)
+
+
+def _how_encoded(stores: Sequence[TokenStore]) -> dict[str, Any]:
+    """`precision` and `keep_blank` of all, as `make_plan` has them; blank pictures are there if any store kept them."""
+    return {
+        "keep_blank": any(store.info.get("keep_blank", True) for store in stores),
+        "precision": "+".join(dict.fromkeys(store.info.get("precision", "auto") for store in stores)),
+    }
 
 
 def _absent(out: str | Path) -> Path:

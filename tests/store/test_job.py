@@ -350,3 +350,23 @@ def test_a_full_disk_is_one_line_and_the_same_command_continues(vqgan, tmp_path,
     monkeypatch.setattr(job, "write_shard", written)
     again = build_store(source, tmp_path / "store", vqgan, shard_size=5, workers=0)
     assert again.fingerprint == build_store(source, tmp_path / "whole", vqgan, shard_size=5, workers=0).fingerprint
+
+
+def test_a_task_that_another_overtakes_takes_the_plan_that_it_finds(tmp_path, monkeypatch):
+    plan, store, exists = {"tokenizer_fingerprint": "t", "source_fingerprint": "s"}, tmp_path / "store", Path.exists
+
+    def overtaken(path):
+        answer = exists(path)
+        if path.name == "plan.json" and not answer:  # and by the next line the other task is at work
+            store.mkdir()
+            path.write_text(json.dumps(plan))
+            (store / ".task-1-of-2.json").write_text("{}")
+        return answer
+
+    monkeypatch.setattr(Path, "exists", overtaken)
+    assert job.freeze_plan(store, dict(plan)) == plan
+    monkeypatch.undo()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").touch()
+    with pytest.raises(UserError, match="is not a token store"):
+        job.freeze_plan(tmp_path / "mine", plan)

@@ -89,6 +89,19 @@ def test_a_merged_store_holds_the_codes_of_all_under_their_names(vqgan, other, t
     assert merge(tmp_path / "swapped", [other.path, named.path]).fingerprint != merged.fingerprint
 
 
+def test_a_new_store_says_how_its_codes_were_made(vqgan, toy_store, other, tmp_path):
+    exact = build_store(
+        Named(40, 0), tmp_path / "exact", vqgan, shard_size=20, workers=0, precision="exact", keep_blank=True
+    )
+    for side in split(exact.path, tmp_path / "a", tmp_path / "b", share=0.5):
+        assert (side.info["precision"], side.info["keep_blank"]) == ("exact", True)
+    both = merge(tmp_path / "both", [other.path, exact.path])
+    assert (both.info["precision"], both.info["keep_blank"]) == ("auto+exact", True)
+    assert "| precision | auto+exact |" in (both.path / "README.md").read_text()
+    alone = merge(tmp_path / "alone", [other.path])
+    assert (alone.info["precision"], alone.info["keep_blank"]) == ("auto", False)
+
+
 def test_what_was_said_of_an_item_is_said_of_it_in_the_new_store(toy_store, tmp_path):
     a, b = split(toy_store.path, tmp_path / "a", tmp_path / "b", share=0.3)
     assert facts_of(a) | facts_of(b) == facts_of(toy_store)
