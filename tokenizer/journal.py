@@ -86,6 +86,8 @@ class Journal:
             "revived": self.revived,
             "pictures_per_second": round(speed, 1),
         }
+        if state.used.is_cuda:
+            shown["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(state.used.device) / 1e9, 2)
         self.write(shown)
         self._lap, self._lap_step, self.revived = now, state.step, 0
         self.check_finite()
