@@ -2,13 +2,15 @@
 
 Ours: `BulkEncoder`, as `lvm tokenize` uses it (bf16 where the device has units for it, channels_last, compiled where
 that is possible). The alternative: the reference's way, eager float32 and NCHW, in the best batch of 1 to 8, chosen by
-measuring each first. Limit: the net's FLOPs at the speed of a matrix product. `ours`, `alternative`, `ratio` and
-`limit` are of encoding; `decode` holds the same four for decoding.
+measuring each first. Limit: the net's FLOPs at the speed of a matrix product; `limit.with_memory`, where each layer
+takes the longer of its FLOPs and of its values in and out at the bandwidth of a copy, too. `ours`, `alternative`,
+`ratio` and `limit` are of encoding; `decode` holds the same four for decoding.
 
     lvm bench tokenize net=lvm-f16-8192 pictures=8 batch_size=8 rounds=2    # the published net: ten minutes on one core
 """
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,11 +19,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lvm.commands import bench
-from lvm.commands.bench import choose_device, matmul_peak, measured, result, seconds_of, table, take_turns
+from lvm.commands.bench import (
+    choose_device,
+    copy_bandwidth,
+    matmul_peak,
+    measured,
+    result,
+    seconds_of,
+    table,
+    take_turns,
+)
 from lvm.runtime.machine import compile_problem, set_threads
 from tokenizer import VQGAN, BulkEncoder, VQGANConfig, pretrained_names
 from tokenizer.model import PRESETS, Upsample
@@ -140,6 +151,35 @@ def flops_per_picture(config: VQGANConfig) -> tuple[int, int]:
     return encoding.get_total_flops() + distances, decoding.get_total_flops()
 
 
+def layers(config: VQGANConfig) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """(FLOPs, values read and written for a picture) of each convolution and GroupNorm of the encoder and of the
+    decoder. Of a GroupNorm: a pass for its sums, and one that reads, scales, and writes; what follows a layer value by
+    value (SiLU, sums) is taken as part of it, weights as kept near."""
+    rows, columns = config.code_grid
+    sides: list[list[tuple[int, int]]] = []
+
+    def note(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            flops = 2 * out.numel() * module.in_channels * math.prod(module.kernel_size) // module.groups
+            sides[-1].append((flops, given[0].numel() + out.numel()))
+        else:
+            sides[-1].append((0, 2 * given[0].numel() + out.numel()))
+
+    with torch.device("meta"):
+        vq = VQGAN(config)
+        for module in vq.modules():
+            if isinstance(module, nn.Conv2d | nn.GroupNorm):
+                module.register_forward_hook(note)
+        pixels = torch.empty(1, config.num_channels, rows * config.factor, columns * config.factor)
+        for side in (
+            lambda: vq.latents(pixels),
+            lambda: vq.pixels(torch.empty(1, config.quantized_embed_dim, rows, columns)),
+        ):
+            sides.append([])
+            side()
+    return sides[0], sides[1]
+
+
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     square = float(np.square(a.astype(np.float64) - b).mean())
     return float(10 * np.log10(255**2 / max(square, LEAST_SQUARE)))
@@ -181,9 +221,19 @@ def run(options: Options) -> dict[str, Any]:
 
     kind = f"{'bf16' if bulk.bf16 else 'fp32'}, channels_last, {'compiled' if compiled else 'eager'}"
     peak, unit = matmul_peak(str(device)), "pictures/s"
+    bandwidth, value_bytes = copy_bandwidth(str(device)), 2 if bulk.bf16 else 4
 
-    def outcome(seconds: dict[str, list[float]], first: float, size: int, tried: dict[int, float], flops: int) -> Any:
+    def outcome(
+        seconds: dict[str, list[float]],
+        first: float,
+        size: int,
+        tried: dict[int, float],
+        flops: int,
+        layers: list[tuple[int, int]],
+    ) -> Any:
         rate, ours = max(peak.values()) / flops, f"BulkEncoder, batches of {options.batch_size}: {kind}"
+        moved = value_bytes * sum(values for _, values in layers)
+        least = sum(max(f / max(peak.values()), value_bytes * values / bandwidth) for f, values in layers)
         by_batch = {str(tried_size): 1 / each for tried_size, each in tried.items()}
         return (
             measured(ours, options.pictures, unit, seconds["ours"], first_call_seconds=first),
@@ -200,15 +250,19 @@ def run(options: Options) -> dict[str, Any]:
                 "unit": unit,
                 "flops_per_picture": flops,
                 "matmul_flops": peak,
+                "bytes_per_picture": moved,
+                "copy_bytes_per_second": bandwidth,
+                "with_memory": 1 / least,
             },
         )
 
     encode_flops, decode_flops = flops_per_picture(vq.config)
-    decoded = result("tokenize", options, *outcome(decoding, first_decode, back, back_tried, decode_flops))
+    encoder, decoder = layers(vq.config)
+    decoded = result("tokenize", options, *outcome(decoding, first_decode, back, back_tried, decode_flops, decoder))
     found = result(
         "tokenize",
         options,
-        *outcome(encoding, first_encode, size, tried, encode_flops),
+        *outcome(encoding, first_encode, size, tried, encode_flops, encoder),
         decode={key: decoded[key] for key in ("ours", "alternative", "ratio", "limit")},
         pixels=list(bulk.size),
         threads=torch.get_num_threads(),
@@ -216,8 +270,14 @@ def run(options: Options) -> dict[str, Any]:
         equal_codes=float((codes == their_codes).mean()),
         psnr_between_decodes=psnr(again, their_again),
     )
-    print(table(found))
-    print(table(found["decode"] | {"benchmark": "decode"}))
+    for part in (found, found["decode"] | {"benchmark": "decode"}):
+        limit = part["limit"]
+        print(table(part))
+        both, moved = limit["with_memory"], limit["bytes_per_picture"]
+        print(
+            f"  {both:,.1f} where a layer's values take longer than its FLOPs ({moved / 1e6:,.1f} MB a picture at a "
+            f"copy's {bandwidth / 1e9:,.1f} GB/s): {part['ours']['rate'] / both:.1%} of it"
+        )
     between = f"{found['psnr_between_decodes']:.1f} dB between the two ways there and back"
     print(f"  {found['equal_codes']:.2%} of the codes are equal; {between}")
     return found

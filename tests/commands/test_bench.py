@@ -54,6 +54,9 @@ def test_the_json_has_the_promised_keys_and_the_rates_agree(name, tmp_path, caps
     assert found["limit"]["share"] == pytest.approx(found["ours"]["rate"] / found["limit"]["rate"])
     assert len(found["ours"]["rounds"]) == 1 and found["machine"]["cores"] >= 1
     assert found["ours"]["unit"] in capsys.readouterr().out
+    if name == "tokenize":
+        for limit in (found["limit"], found["decode"]["limit"]):
+            assert 0 < limit["with_memory"] < limit["rate"]
     if name == "data":
         assert found["same_first_batch"] is True
     if name == "train":
@@ -132,3 +135,16 @@ def test_an_installation_without_a_checkout_says_where_benchmarks_are(monkeypatc
     monkeypatch.setattr(bench, "FOLDER", tmp_path)
     with pytest.raises(UserError, match="checkout"):
         bench.benchmark("train")
+
+
+def test_the_tokenizers_layers_have_its_flops_and_its_values():
+    from tokenizer.model import PRESETS
+
+    tokenize = bench.benchmark("tokenize")
+    config = PRESETS["lvm-f16-8192"]
+    encoder, decoder = tokenize.layers(config)
+    encoding, decoding = tokenize.flops_per_picture(config)
+    distances = 2 * 256 * 64 * 8192
+    assert sum(flops for flops, _ in encoder) + distances == encoding and sum(flops for flops, _ in decoder) == decoding
+    picture, first = 3 * 256 * 256, 128 * 256 * 256
+    assert encoder[0] == (2 * first * 3 * 9, picture + first) and encoder[1] == (0, 3 * first)
