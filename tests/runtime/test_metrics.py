@@ -1,5 +1,6 @@
 """Metrics survive kills, and attempts that repeat steps read as one history."""
 
+import io
 import json
 import sys
 import types
@@ -183,3 +184,19 @@ def test_a_tensorboard_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
     log.log(1, loss=1.0)
     log.close()
     assert losses(tmp_path) == {1: 1.0}
+
+
+def test_tensorboard_itself_reads_two_attempts_as_one_curve(tmp_path):
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
+    Image.new("RGB", (5, 3), (200, 10, 30)).save(tmp_path / "sheet.png")
+    with MetricsLog(tmp_path / "run" / "metrics", tensorboard=True) as log:
+        for step in range(1, 6):
+            log.log(step, loss=float(step), by={"a": 1.0})
+    with MetricsLog(tmp_path / "run" / "metrics", resumed_at=3, tensorboard=True) as log:
+        log.log(4, loss=40.0, answers=tmp_path / "sheet.png")
+    events = reading.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+    (picture,) = events.Images("answers")
+    with Image.open(io.BytesIO(picture.encoded_image_string)) as shown:
+        assert (picture.step, shown.size, shown.getpixel((4, 2))) == (4, (5, 3), (200, 10, 30))
