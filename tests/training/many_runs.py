@@ -3,6 +3,7 @@
 RANK=0 WORLD_SIZE=2 python many_runs.py INIT_FILE '[{"weights": [1, 2]}, {"folder": "a", "max_steps": 4}]'
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 import lvm.training.muon as muon
 from lvm.model import LVM, LVMConfig
 from lvm.runtime import exit_with_one_line
-from lvm.training.parallel import ParallelConfig, loss_on_mesh, make_mesh
+from lvm.training.parallel import ParallelConfig, loss_on_mesh, make_mesh, reduce_gradients_on
 from lvm.training.start import draw_weights
 
 LARGE = LVMConfig(hidden_size=512, intermediate_size=1408, num_layers=16, num_heads=8)  # 60M parameters
@@ -87,9 +88,42 @@ def muon_on_shards(at_once: int) -> dict:
     return {"equal": equal, "orthogonalised": sum(made), "at_once": max(made)}
 
 
+def collectives(replicate: int, micro_batches: int, every: bool) -> dict[str, int]:
+    """What the ranks exchange in one step of so many micro-batches, by the collective's name."""
+    parallel = ParallelConfig(replicate=replicate)
+    mesh = make_mesh(parallel, dist.get_world_size(), "cpu")
+    model = LVM(MODEL, 1)
+    loss_of = loss_on_mesh(model, torch.device("cpu"), mesh, torch.float32, False, False, "all", parallel)
+    tokens, role = torch.zeros(1, 17, dtype=torch.int64), torch.zeros(1, 17, dtype=torch.int8)
+    newer = hasattr(dist, "reduce_scatter_single")  # torch 2.13
+    names = {
+        "all_gather": "all_gather_single" if newer else "all_gather_into_tensor",
+        "reduce_scatter": "reduce_scatter_single" if newer else "reduce_scatter_tensor",
+        "all_reduce": "all_reduce",
+    }
+    counts, originals = dict.fromkeys(names, 0), {name: getattr(dist, name) for name in names.values()}
+
+    def counted(kind, original, *arguments, **options):
+        counts[kind] += 1
+        return original(*arguments, **options)
+
+    try:
+        for kind, name in names.items():
+            setattr(dist, name, functools.partial(counted, kind, originals[name]))
+        for number in range(micro_batches):
+            reduce_gradients_on(model, number == micro_batches - 1, every)
+            loss_of(tokens, role, torch.tensor(16.0))[0].backward()
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+    return counts
+
+
 def do(job: dict) -> object:
     if "muon" in job:
         return [muon_on_shards(at_once) for at_once in job["muon"]]
+    if "collectives" in job:
+        return [collectives(*arguments) for arguments in job["collectives"]]
     if "large" in job:
         return grown_by_large_model()
     if "weights" in job:

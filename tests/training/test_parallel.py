@@ -55,6 +55,7 @@ TABLE = [
         {"precision": "bf16", "matrices": "adamw", "document_mask": True, "loss_on": "answers"},
     ),
 ]
+COLLECTIVES = [(1, 1, False), (1, 3, False), (1, 3, True), (2, 3, False), (4, 3, False)]  # copies, micro-batches, every
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
 
 
@@ -103,7 +104,14 @@ def launched(tmp_path_factory):
         {"folder": str(folder / f"row-{i}"), "parallel": parallel} | STEPS | settings
         for i, (parallel, settings) in enumerate(TABLE)
     ]
-    jobs = [{"large": True}, {"weights": [1, 2, 4]}, moved | {"max_steps": 6}, *rows, {"muon": [2**24, 144]}]
+    jobs = [
+        {"large": True},
+        {"weights": [1, 2, 4]},
+        moved | {"max_steps": 6},
+        *rows,
+        {"muon": [2**24, 144]},
+        {"collectives": COLLECTIVES},
+    ]
     return folder, two, on_ranks(folder / "four", 4, jobs)
 
 
@@ -149,9 +157,23 @@ def test_a_run_moved_from_two_ranks_to_one_to_four_reads_the_same_windows(launch
     assert losses(folder / "moved") == pytest.approx(losses(tmp_path), rel=1e-5)
 
 
+def test_gradients_are_reduced_once_a_step_however_many_micro_batches_it_has(launched):
+    _, _, four = launched
+    units = MODEL.num_layers + 1  # each block, and what is around them
+    gathers = 2 * units - 1  # for the pass forward and backward; the outermost unit stays whole between them
+    for (copies, micro_batches, every), found in zip(COLLECTIVES, zip(*four[-1])):
+        sharded = copies < 4
+        expected = {
+            "all_gather": gathers * micro_batches * sharded,
+            "reduce_scatter": units * (micro_batches if every else 1) * sharded,
+            "all_reduce": units * (copies > 1),
+        }
+        assert list(found) == [expected] * 4, (copies, micro_batches, every)
+
+
 def test_muon_deals_matrices_out_to_ranks_and_changes_no_bit(launched):
     _, _, four = launched
-    in_batches, one_by_one = zip(*four[-1])
+    in_batches, one_by_one = zip(*four[-2])
     steps, matrices = 4, 9
     for reports in (in_batches, one_by_one):
         assert all(report["equal"] for report in reports)
