@@ -138,11 +138,16 @@ def test_no_rank_holds_a_large_model_while_it_is_made(launched):
 
 def test_a_run_resumed_on_two_ranks_has_the_bits_of_an_uninterrupted_one(launched):
     folder, _, _ = launched
-    whole, parts = (folder / name / "checkpoints" / "step-00000006" / "tensors" for name in ("whole", "parts"))
-    files = sorted(path.name for path in whole.iterdir())
+    assert_equal_bits(folder / "whole", folder / "parts")
+
+
+def assert_equal_bits(whole: Path, parts: Path) -> None:
+    """Of the checkpoints of step 6 of two runs on two ranks."""
+    one, other = (run_dir / "checkpoints" / "step-00000006" / "tensors" for run_dir in (whole, parts))
+    files = sorted(path.name for path in one.iterdir())
     assert len(files) == 2
     for file in files:
-        expected, tensors = load_file(whole / file), load_file(parts / file)
+        expected, tensors = load_file(one / file), load_file(other / file)
         assert expected.keys() == tensors.keys()
         assert [key for key in expected if not torch.equal(expected[key], tensors[key])] == []
 
@@ -292,3 +297,15 @@ def test_compiled_blocks_learn_what_uncompiled_ones_learn(tmp_path):
     on_ranks(tmp_path / "ranks", 2, [job])
     run(tmp_path / "eager", **row)
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=TOLERANCE["bf16"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(loop.compile_problem() is not None, reason="torch.compile cannot be used here")
+@pytest.mark.timeout(900)
+def test_compiled_blocks_resume_to_the_bit_in_processes_that_compile_them_anew(tmp_path, monkeypatch):
+    bits = {"precision": "bf16", "save_every_steps": 3, "compile": True, "document_mask": True}
+    whole, parts = ({"folder": str(tmp_path / name)} | bits for name in ("whole", "parts"))
+    on_ranks(tmp_path / "ranks", 2, [whole | {"max_steps": 6}, parts | {"max_steps": 3}])
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    on_ranks(tmp_path / "again", 2, [parts | {"max_steps": 6}])
+    assert_equal_bits(tmp_path / "whole", tmp_path / "parts")
