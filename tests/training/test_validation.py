@@ -1,9 +1,12 @@
 """Validation and answers in the middle of a run: they change nothing of it, on one rank and on two."""
 
+import numpy as np
 import pytest
 import torch
 from fake_plan import FakePlan, answers, run, start_ranks
+from PIL import Image
 
+from lvm.commands import _answers, train
 from lvm.runtime import UserError
 from lvm.runtime.metrics import read_metrics
 
@@ -63,3 +66,28 @@ def test_what_fails_while_answering_ends_the_run(tmp_path):
 
     with pytest.raises(UserError, match="no room for the sheet"):
         run(tmp_path, answer=fail, answer_every_steps=1)
+
+
+def test_prompts_are_answered_as_pictures_while_a_run_learns(small, tmp_path, monkeypatch):
+    overrides = [o for o in small[0] if not o.startswith("run_dir=")] + [f"run_dir={tmp_path / 'run'}"]
+    sheets, generated = [], []
+    draw, generate = _answers.sheet, _answers.generate
+    monkeypatch.setattr(_answers, "sheet", lambda rows: sheets.append(rows) or draw(rows))
+
+    def remember(model, prompts, *arguments, **options):
+        generated.append(generate(model, prompts, *arguments, **options))
+        return generated[-1]
+
+    monkeypatch.setattr(_answers, "generate", remember)
+    assert train.main([*overrides, "trainer.max_steps=4", "trainer.answer_every_steps=2", "trainer.devices=1"]) == 0
+    records = [r for r in read_metrics(tmp_path / "run" / "metrics") if "answers" in r]
+    assert [r["step"] for r in records] == [2, 4] and len(sheets) == 2
+    for record, rows, answer in zip(records, sheets, generated):
+        with Image.open(record["answers"]) as picture:
+            assert record["answers"] == str(tmp_path / "run" / "answers" / f"step-{record['step']:08d}.png")
+            assert picture.size == draw(rows).size and len(set(picture.convert("L").tobytes())) > 16
+        assert len(rows) == len(answer.tokens) >= 2 and [row.cells[-1].name for row in rows] == ["answer"] * len(rows)
+        right = [np.array_equal(row.cells[-1].decoded, row.cells[-2].decoded) for row in rows]
+        assert 0 <= record["answers_right"] <= 1 and (record["answers_right"] == 1) == all(right)
+    shown = [[cell.decoded.tobytes() for row in rows for cell in row.cells[:-1]] for rows in sheets]
+    assert shown[0] == shown[1], "the prompts of a run stay the same"
