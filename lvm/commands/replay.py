@@ -2,7 +2,8 @@
 
 Without --step the last one of RUN/bad-steps. It starts from the newest checkpoint before that step, reads the same
 windows up to it, and then gives each window of the step a loss of its own. RUN is only read. The exit code is 0 where
-the loss or a gradient is not finite here too, else 1: a spike, or something of the other machine.
+it is seen again: a loss or gradient that is not finite, or the norm of a spike to a tenth. Else 1: something of the
+other machine.
 """
 
 import argparse
@@ -63,11 +64,15 @@ def bad_step(run_dir: Path, step: int | None) -> tuple[int, dict[str, Any]]:
 
 def report(found: Replay) -> str:
     """For the terminal: the windows to blame, and what stands in them."""
-    lines = [f"step {found.step} from {found.start_from}: loss {found.loss:.4g} on {len(found.windows)} windows"]
+    recorded = "" if found.spike is None else f" (recorded: {found.spike:.4g})"
+    lines = [
+        f"step {found.step} from {found.start_from}: loss {found.loss:.4g} on {len(found.windows)} windows, "
+        f"norm of the gradient {found.gradient_norm:.4g}{recorded}"
+    ]
     lines.append(
-        f"{len(found.blamed)} of them not finite:"
-        if found.reproduced
-        else "all of them finite here; those of the largest gradient:"
+        "all of them finite here; those of the largest gradient:"
+        if found.finite
+        else f"{len(found.blamed)} of them not finite:"
     )
     for window in found.blamed:
         lines.append(

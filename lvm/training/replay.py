@@ -27,6 +27,7 @@ from lvm.training.resume import TrainState
 from lvm.training.start import find_start, load_start
 
 MOST_NAMED = 3  # windows, where all are finite
+SAME_SPIKE = 0.1  # of its norm; another machine, or ranks that add in another order, come this near
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,21 @@ class Replay:
     step: int
     start_from: str  # the checkpoint, or "the initial weights"
     loss: float  # of the whole step
+    gradient_norm: float  # of the whole step
+    spike: float | None  # that norm as it was recorded, where the step was finite
     windows: list[WindowLoss]
     blamed: list[dict[str, Any]]  # the windows that are not finite, else those of the largest gradient, explained
 
     @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and all(window.finite for window in self.windows)
+
+    @property
     def reproduced(self) -> bool:
-        return not math.isfinite(self.loss) or not all(window.finite for window in self.windows)
+        """What spoiled the step is seen here too: a figure that is not finite, or the norm of a recorded spike."""
+        if self.spike is None or not self.finite:
+            return not self.finite
+        return abs(self.gradient_norm - self.spike) <= SAME_SPIKE * self.spike
 
     def plain(self) -> dict[str, Any]:
         return asdict(self) | {"reproduced": self.reproduced}
@@ -88,14 +98,26 @@ def replay(
     )
     dtype = compute_dtype(config.precision, device)
     loss_of = make_loss(model, dtype, config.document_mask, False, config.loss_on)
-    windows = [look_at(model, plan, window, loss_of, config, device) for window in range(first, last + 1)]
-    of_targets = [num_targets(plan, window.window, 1, config.loss_on) for window in windows]
+    numbers = range(first, last + 1)
+    of_targets = [num_targets(plan, number, 1, config.loss_on) for number in numbers]
+    gradient = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    windows = []
+    for number, targets in zip(numbers, of_targets):
+        windows.append(look_at(model, plan, number, loss_of, config, device))
+        for whole, parameter in zip(gradient, model.parameters()):
+            if parameter.grad is not None:
+                whole.add_(parameter.grad, alpha=targets / max(1, sum(of_targets)))
+        model.zero_grad()
     loss = sum(w.loss * n for w, n in zip(windows, of_targets) if n) / max(1, sum(of_targets))
     guilty = [window for window in windows if not window.finite]
     named = guilty or sorted(windows, key=lambda window: -window.gradient_norm)[:MOST_NAMED]
     typical = statistics.median(window.gradient_norm for window in windows)
     where = str(start) if start else "the initial weights"
-    return Replay(step, where, float(loss), windows, [explained(plan, window, typical) for window in named])
+    norm = float(torch.nn.utils.get_total_norm(gradient))
+    recorded = [record.get(key) for key in ("loss", "gradient_norm")]
+    spike = float(record["gradient_norm"]) if all(isinstance(value, float | int) for value in recorded) else None
+    blamed = [explained(plan, window, typical) for window in named]
+    return Replay(step, where, float(loss), norm, spike, windows, blamed)
 
 
 def newest_before(run_dir: Path, step: int) -> Path | None:
@@ -150,6 +172,7 @@ def steps_before(
 def look_at(
     model: LVM, plan: Plan, number: int, loss_of: Any, config: TrainerConfig, device: torch.device
 ) -> WindowLoss:
+    """Its gradient stays in the model."""
     batch = to_batch(plan.windows(number, 1))
     tokens, role = batch["tokens"].to(device), batch["role"].to(device)
     counts = counted(role, config.loss_on)
@@ -157,7 +180,6 @@ def look_at(
     loss, nll = loss_of(tokens, role, targets)
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    model.zero_grad()
     bad = (~nll[0].isfinite()).nonzero()
     mean = nll.sum() / targets
     return WindowLoss(number, float(mean), float(norm), int(bad[0]) if len(bad) else None)

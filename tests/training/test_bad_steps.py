@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_plan import MODEL, OPTIM, FakePlan, run
+from fake_plan import MODEL, OPTIM, TRAINER, FakePlan, run
 
 import lvm.training.loop as loop
+from lvm.commands.replay import report
 from lvm.model import LVM
 from lvm.runtime import UserError
 from lvm.runtime.checkpoint import list_checkpoints
@@ -151,14 +152,34 @@ def test_a_replay_finds_the_window_from_a_checkpoint_and_from_the_start(tmp_path
 @pytest.mark.parametrize("loss_on", ["all", "answers"])
 def test_a_replay_weighs_the_windows_of_a_finite_step_as_the_run_did(tmp_path, loss_on):
     run(tmp_path, max_steps=6, precision="fp32", log_every_steps=1, loss_on=loss_on)
-    (recorded,) = [record["loss"] for record in read_metrics(tmp_path / "metrics") if record.get("step") == 6]
+    (recorded,) = [record for record in read_metrics(tmp_path / "metrics") if record.get("step") == 6]
     config = loop.TrainerConfig(
         max_steps=6, batch_size=4, precision="fp32", compile=False, num_threads=1, loss_on=loss_on
     )
     plan = FakePlan()
     plan.explain = lambda i: [sentence(0, 17, f"a{i}")]
     found = replay(config, OPTIM, plan, LVM(MODEL, 1), tmp_path / "nowhere", 6, {}, seed=1)
-    assert not found.reproduced and found.loss == pytest.approx(recorded, rel=1e-6)
+    assert not found.reproduced and found.spike is None
+    assert found.loss == pytest.approx(recorded["loss"], rel=1e-6)
+    assert found.gradient_norm == pytest.approx(recorded["grad_norm"], rel=1e-4)
+
+
+def test_a_replay_says_whether_a_spike_is_seen_again(tmp_path):
+    options = {"precision": "fp32", "log_every_steps": 1, "save_every_steps": 4, "spike_factor": 1.02}
+    with pytest.raises(NotFinite, match="the norm of the gradient is"):
+        run(tmp_path, max_steps=60, **options)
+    (file,) = (tmp_path / "bad-steps").iterdir()
+    record = json.loads(file.read_text())
+    plan, step = FakePlan(), record["step"]
+    plan.explain = lambda i: [sentence(0, 17, f"a{i}")]
+    config = loop.TrainerConfig(**(vars(TRAINER) | {"max_steps": 60} | options))
+    found = replay(config, OPTIM, plan, LVM(MODEL, 1), tmp_path, step, record, seed=1)
+    assert found.finite and found.reproduced and found.spike == record["gradient_norm"]
+    assert found.gradient_norm == pytest.approx(found.spike, rel=1e-4)
+    assert found.blamed[0]["gradient_norm"] == max(window.gradient_norm for window in found.windows)
+    assert f"(recorded: {found.spike:.4g})" in report(found) and "all of them finite here" in report(found)
+    other = replay(config, OPTIM, plan, LVM(MODEL, 1), tmp_path, step, {**record, "gradient_norm": 9.0}, seed=1)
+    assert not other.reproduced
 
 
 def sentence(start, end, name):
