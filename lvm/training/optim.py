@@ -185,18 +185,20 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizers:
     learning rate and weight decay fit (arXiv 2502.16982); embedding, head and norms stay with AdamW.
     """
     by_muon: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         if p.requires_grad:
-            of_block = name.startswith("layers.") and p.ndim == 2
-            (by_muon if of_block and config.matrices == "muon" else others).append(p)
-    decayed = [p for p in others if p.ndim > 1 or config.decay == "all"]
-    kept = [p for p in others if p.ndim <= 1 and config.decay != "all"]
+            is_norm = name.endswith("norm.weight")
+            if config.matrices == "muon" and name.startswith("layers.") and not is_norm:
+                by_muon.append(p)
+            else:
+                (kept if is_norm and config.decay != "all" else decayed).append(p)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True
     )
-    for p in others:
+    for p in decayed + kept:
         adamw.state[p] = {
             "step": torch.zeros((), dtype=torch.float32, device=p.device),
             "exp_avg": torch.zeros_like(p),
