@@ -7,17 +7,19 @@ from itertools import pairwise
 
 import pytest
 import torch
-from fake_plan import run
+from fake_plan import MODEL, run
 from hypothesis import given
 from hypothesis import strategies as st
 
 import lvm.training.muon
+from lvm.model import LVM
 from lvm.runtime import UserError, build
 from lvm.training.muon import Muon
 from lvm.training.optim import (
     OptimConfig,
     batch_size_at,
     learning_rate,
+    make_optimizer,
     only_the_fall_differs,
     progress,
     windows_before,
@@ -164,3 +166,18 @@ def test_muon_changes_nothing_in_a_bad_step():
     optimizer.step()
     assert all(torch.equal(p, former) for p, former in zip(ours, before))
     assert not any(state["momentum_buffer"].any() for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize("matrices", ["adamw", "muon"])
+def test_norms_do_not_decay_unless_all_do_as_in_the_reference(matrices):
+    model = LVM(replace(MODEL, qk_norm=True), 1)
+    names = {p: name for name, p in model.named_parameters()}
+
+    def decayed(decay):
+        optimizer = make_optimizer(model, OptimConfig(matrices=matrices, decay=decay, weight_decay=0.3))
+        assert sorted(names[p] for group in optimizer.param_groups for p in group["params"]) == sorted(names.values())
+        return {names[p] for group in optimizer.param_groups for p in group["params"] if group["weight_decay"]}
+
+    norms = {name for name in names.values() if "norm" in name}
+    assert len(norms) == 4 * MODEL.num_layers + 1
+    assert decayed("matrices") == set(names.values()) - norms and decayed("all") == set(names.values())
