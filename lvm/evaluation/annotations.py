@@ -148,29 +148,38 @@ def matched_iou(found: Sequence[Box], true: Sequence[Box]) -> float:
 def dot_errors(
     picture: "UInt8[np.ndarray, 'y x 3']", decoded: "UInt8[np.ndarray, 'y x 3']", photo: "UInt8[np.ndarray, 'y x 3']"
 ) -> dict[str, float]:
-    """Of red dots on the photo (`lvm.pictures.keypoints`), any of them for any other; NaN without dots."""
+    """Of red dots on the photo (`lvm.pictures.keypoints`), any of them for any other, as far as they are found in the
+    untouched picture; NaN without dots."""
     true = keypoints.read(picture, photo=photo)
-    found = keypoints.find(decoded, photo)[: len(true)]  # the clearest
-    return _point_errors(matched(found, true), picture)
+    found, untouched = (keypoints.find(shown, photo)[: len(true)] for shown in (decoded, picture))  # the clearest
+    return _point_errors([(matched(found, true), matched(untouched, true))], picture)
 
 
 def joint_errors(picture: "UInt8[np.ndarray, 'y x 3']", decoded: "UInt8[np.ndarray, 'y x 3']") -> dict[str, float]:
     """Of skeletons (`lvm.pictures.skeletons`) of any number of people and joints: dots are what `picture` holds in
-    colours of full brightness and saturation; those of one colour stand for each other. NaN without dots."""
-    palette = colours_of(picture)[1:]  # 0 is the ground
+    colours of full brightness and saturation, as far as they are found in it untouched; those of one colour stand for
+    each other. NaN without dots."""
+    palette = colours_from(count_colours(picture)[0])
     distances = []
     for colour in palette[(palette.max(1) == 255) & (palette.min(1) == 0)]:
         boxes = [np.array(piece.box) for piece in find((picture == colour).all(-1)) if piece.size >= LEAST_PART]
         true = np.array([(box[:2] + box[2:] - 1) / 2 for box in boxes]).reshape(-1, 2)
-        distances.append(matched(skeletons.find_dots(decoded, colour, len(true)), true))
-    return _point_errors(np.concatenate([np.zeros(0), *distances]), picture)
+        places = [skeletons.find_dots(shown, colour, len(true)) for shown in (decoded, picture)]
+        distances.append((matched(places[0], true), matched(places[1], true)))
+    return _point_errors(distances, picture)
 
 
-def _point_errors(distances: "Float[np.ndarray, 'k']", picture: "UInt8[np.ndarray, 'y x 3']") -> dict[str, float]:
-    near = distances[distances <= REACH * min(picture.shape[:2])]
+def _point_errors(
+    distances: "Sequence[tuple[Float[np.ndarray, 'k'], Float[np.ndarray, 'k']]]",
+    picture: "UInt8[np.ndarray, 'y x 3']",
+) -> dict[str, float]:
+    """`distances`: of true points to those found in the decoded and in the untouched picture."""
+    reach = REACH * min(picture.shape[:2])
+    readable = np.concatenate([np.zeros(0), *(decoded[untouched <= reach] for decoded, untouched in distances)])
+    near = readable[readable <= reach]
     return {
         "keypoint_error": float(near.mean()) if len(near) else float("nan"),
-        "keypoints_found": len(near) / len(distances) if len(distances) else float("nan"),
+        "keypoints_found": len(near) / len(readable) if len(readable) else float("nan"),
     }
 
 

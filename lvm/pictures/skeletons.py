@@ -79,14 +79,15 @@ def find(picture: "UInt8[np.ndarray, 'y x 3']", num_joints: int, half: int | Non
     """The joints (x, y) of one person in a picture that a tokenizer has blurred: where a square of 2 `half` + 1 pixels
     (by default what fits into a dot) is nearest to each dot's colour. Every joint gets a place, also one that was not
     drawn; sharp drawings are for `read`."""
-    return np.concatenate([find_dots(picture, colour, 1, half) for colour in joint_colours(num_joints)])
+    dots = [find_dots(picture, colour, 1, half) for colour in joint_colours(num_joints)]
+    return np.concatenate([np.empty((0, 2)), *dots])
 
 
 def find_dots(
     picture: "UInt8[np.ndarray, 'y x 3']", colour: Any, number: int, half: int | None = None
 ) -> "Float[np.ndarray, 'n 2']":
-    """`find` for several people: the `number` places (x, y) that are nearest to one dot's colour, none within a dot's
-    width of another."""
+    """`find` for several people: the `number` places (x, y) that are nearest to one dot's colour, each found away from
+    those before it, as long as the picture has room."""
     half = max(1, round(0.6 * min(picture.shape[:2]) / 48)) if half is None else half
     side = 2 * half + 1
     distance = np.linalg.norm(picture.astype(np.float64) - np.asarray(colour, np.float64), axis=-1)

@@ -5,9 +5,12 @@ carrying `user_error = True`, and `exit_with_one_line` treats those the same.
 """
 
 import atexit
+import contextlib
 import errno
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -35,20 +38,29 @@ def is_one_of_many_ranks() -> None:
 
 
 def end_rank(code: int = 0) -> NoReturn:
-    """End this process with what was registered to happen at its end, but without tearing the interpreter down.
+    """End this process as usual, after its threads and with what was registered to happen at its end, but without
+    tearing the interpreter down.
 
     A thread of gloo takes Python's lock to let go of the tensors of a collective that is over. Where that falls into
     the interpreter's own end the process aborts (SIGABRT), though all its work is done and saved.
     """
+    threading._shutdown()  # type: ignore[attr-defined]  # joins all but daemons, pools told to end: the interpreter's way
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
     os._exit(code)
 
 
 def exit_with_one_line(main: Callable[[], object]) -> None:
     """Run `main`; a user error becomes one line on stderr and exit code 2 (or its own), Ctrl-C exit code 130."""
-    code = exit_code_of(main)
+    try:
+        code = exit_code_of(main)
+    except Exception:
+        if not _one_of_many:
+            raise
+        traceback.print_exc()
+        code = 1
     if _one_of_many:
         end_rank(code)
     sys.exit(code)

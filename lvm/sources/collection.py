@@ -44,9 +44,12 @@ class CollectionSource:
             if not isinstance(given, Mapping):
                 raise UserError(f"sources.{name} is {given!r}; it must be a mapping of a source's options")
             options = dict(given)
+            below_root = ""
             for key in PLACES:
                 if options.get(key) and "://" not in str(options[key]):
-                    options[key] = str(root / Path(str(options[key])).expanduser())
+                    place = Path(str(options[key])).expanduser()
+                    options[key] = str(root / place)
+                    below_root = below_root if place.is_absolute() else f" (its root is {str(root)!r})"
             if config.views is not None and options.get("kind") != "world":
                 options["views"] = config.views
             if options.get("kind") == "collection":
@@ -55,7 +58,7 @@ class CollectionSource:
             try:
                 self.sources[name] = open_source(named)
             except UserError as error:
-                raise UserError(f"part {name} of {config.name} (its root is {str(root)!r}): {error}") from None
+                raise UserError(f"part {name} of {config.name}{below_root}: {error}") from None
         if not self.sources:
             raise UserError("a collection needs `sources`: name: {kind: ..., path: ...}")
         found = {channel for source in self.sources.values() for channel in source.channels}

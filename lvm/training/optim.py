@@ -189,11 +189,11 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> Optimizers:
     kept: list[nn.Parameter] = []
     for name, p in model.named_parameters():
         if p.requires_grad:
-            is_norm = name.endswith("norm.weight")
-            if config.matrices == "muon" and name.startswith("layers.") and not is_norm:
+            is_matrix = not name.endswith(("norm.weight", ".bias"))
+            if config.matrices == "muon" and name.startswith("layers.") and is_matrix:
                 by_muon.append(p)
             else:
-                (kept if is_norm and config.decay != "all" else decayed).append(p)
+                (decayed if is_matrix or config.decay == "all" else kept).append(p)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=True

@@ -124,6 +124,19 @@ def test_joints_of_two_people_are_found_in_a_blurred_picture():
     assert joint_errors(two, skeleton(JOINTS))["keypoints_found"] == 0.5
 
 
+def test_an_untouched_crowd_scores_perfectly_whatever_covers_what():
+    for number in range(1, 9):
+        people = RNG.uniform(2, 46, (number, 14, 2))
+        crowd = skeletons.draw(people, [(k, k + 1) for k in range(13)], BLACK)
+        found = joint_errors(crowd, crowd)
+        assert found["keypoints_found"] == 1 and found["keypoint_error"] < 1.5
+        assert joint_errors(crowd, BLACK)["keypoints_found"] < 0.5
+    many = skeletons.draw(RNG.uniform(5, 250, (1, 133, 2)), [(0, 1)], np.zeros((256, 256, 3), np.uint8))
+    half = many.copy()
+    half[:, 128:] = 0
+    assert 0.2 < joint_errors(many, half)["keypoints_found"] < 0.8
+
+
 def test_dots_on_a_photo_stand_for_each_other_and_a_lost_one_is_missed():
     drawn = keypoints.draw(PHOTO, DOTS)
     assert dot_errors(drawn, blurred(drawn, 1), blurred(PHOTO, 1)) == pytest.approx(

@@ -146,3 +146,35 @@ def test_a_rank_ends_as_it_says_while_a_thread_of_gloo_still_lets_go_of_tensors(
         for rank in range(2)
     ]
     assert [(rank.communicate(timeout=120)[0], rank.returncode) for rank in ranks] == [("at work\n", 7)] * 2
+
+
+LEAVES = """
+import sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from lvm.runtime.errors import exit_with_one_line, is_one_of_many_ranks
+is_one_of_many_ranks()
+pool = ThreadPoolExecutor(1)
+pool.submit(int)
+def late():
+    time.sleep(0.5)
+    open(sys.argv[1], "w").write("submitted")
+def main():
+    threading.Thread(target=late).start()
+    print("x" * 100)
+    if sys.argv[2] == "raises":
+        raise KeyError("unforeseen")
+    return 3
+exit_with_one_line(main)
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("returns", 3), ("raises", 1)])
+def test_a_rank_that_ends_waits_for_its_threads_and_a_closed_pipe_is_no_error(tmp_path, how, code):
+    out, into = os.pipe()
+    os.close(out)
+    command = [sys.executable, "-c", LEAVES, str(tmp_path / "late"), how]
+    with os.fdopen(into, "w") as nobody_reads:
+        buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+        done = subprocess.run(command, stdout=nobody_reads, stderr=subprocess.PIPE, text=True, timeout=60, env=buffered)
+    assert done.returncode == code and (tmp_path / "late").read_text() == "submitted"
+    assert ("KeyError: 'unforeseen'" in done.stderr) == (how == "raises") and "BrokenPipe" not in done.stderr

@@ -10,6 +10,7 @@ from toy_source import ToySource
 
 from lvm.runtime import UserError
 from lvm.store import TokenStore, build_store, merge, split, verify
+from lvm.store.rewrite import _how_encoded
 from tokenizer import VQGAN
 
 
@@ -98,6 +99,7 @@ def test_a_new_store_says_how_its_codes_were_made(vqgan, toy_store, other, tmp_p
     both = merge(tmp_path / "both", [other.path, exact.path])
     assert (both.info["precision"], both.info["keep_blank"]) == ("auto+exact", True)
     assert "| precision | auto+exact |" in (both.path / "README.md").read_text()
+    assert _how_encoded([both, other])["precision"] == "auto+exact", "each kind once"
     alone = merge(tmp_path / "alone", [other.path])
     assert (alone.info["precision"], alone.info["keep_blank"]) == ("auto", False)
 

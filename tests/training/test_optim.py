@@ -169,8 +169,8 @@ def test_muon_changes_nothing_in_a_bad_step():
 
 
 @pytest.mark.parametrize("matrices", ["adamw", "muon"])
-def test_norms_do_not_decay_unless_all_do_as_in_the_reference(matrices):
-    model = LVM(replace(MODEL, qk_norm=True), 1)
+def test_norms_and_biases_do_not_decay_unless_all_do_as_in_the_reference(matrices):
+    model = LVM(replace(MODEL, qk_norm=True, attention_bias=True), 1)
     names = {p: name for name, p in model.named_parameters()}
 
     def decayed(decay):
@@ -178,6 +178,9 @@ def test_norms_do_not_decay_unless_all_do_as_in_the_reference(matrices):
         assert sorted(names[p] for group in optimizer.param_groups for p in group["params"]) == sorted(names.values())
         return {names[p] for group in optimizer.param_groups for p in group["params"] if group["weight_decay"]}
 
-    norms = {name for name in names.values() if "norm" in name}
-    assert len(norms) == 4 * MODEL.num_layers + 1
-    assert decayed("matrices") == set(names.values()) - norms and decayed("all") == set(names.values())
+    vectors = {name for name in names.values() if "norm" in name or "bias" in name}
+    assert len(vectors) == 8 * MODEL.num_layers + 1
+    assert decayed("matrices") == set(names.values()) - vectors and decayed("all") == set(names.values())
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    make_optimizer(model, OptimConfig(matrices=matrices)).step()
