@@ -102,7 +102,7 @@ def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{path}/manifest.json lists no files; use another checkpoint")
     if manifest.get("version") != FORMAT_VERSION:
         raise UserError(
-            f"{path} has checkpoint format {manifest.get('version')!r}; this version reads {FORMAT_VERSION}"
+            f"{path}/manifest.json says format {manifest.get('version')!r}; this version reads {FORMAT_VERSION}"
         )
     if manifest.pop("sha256", None) != _digest(manifest):
         raise UserError(f"{path}/manifest.json is damaged (its sha256 differs); use another checkpoint")
