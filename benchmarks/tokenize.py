@@ -229,11 +229,11 @@ def run(options: Options) -> dict[str, Any]:
         size: int,
         tried: dict[int, float],
         flops: int,
-        layers: list[tuple[int, int]],
+        costs: list[tuple[int, int]],
     ) -> Any:
         rate, ours = max(peak.values()) / flops, f"BulkEncoder, batches of {options.batch_size}: {kind}"
-        moved = value_bytes * sum(values for _, values in layers)
-        least = sum(max(f / max(peak.values()), value_bytes * values / bandwidth) for f, values in layers)
+        moved = value_bytes * sum(values for _, values in costs)
+        least = sum(max(f / max(peak.values()), value_bytes * values / bandwidth) for f, values in costs)
         by_batch = {str(tried_size): 1 / each for tried_size, each in tried.items()}
         return (
             measured(ours, options.pictures, unit, seconds["ours"], first_call_seconds=first),

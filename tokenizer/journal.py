@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lvm.runtime import UserError
 from lvm.runtime.distributed import Distributed
+from lvm.runtime.machine import peak_memory
 from lvm.runtime.metrics import MetricsLog
 from tokenizer.evaluate import usage_of
 from tokenizer.losses import psnr
@@ -86,8 +87,8 @@ class Journal:
             "revived": self.revived,
             "pictures_per_second": round(speed, 1),
         }
-        if state.used.is_cuda:
-            shown["gpu_memory_gb"] = round(torch.cuda.max_memory_allocated(state.used.device) / 1e9, 2)
+        if (on_gpu := peak_memory(state.used.device)["device"]) is not None:
+            shown["gpu_memory_gb"] = round(on_gpu / 1e9, 2)
         self.write(shown)
         self._lap, self._lap_step, self.revived = now, state.step, 0
         self.check_finite()

@@ -3,8 +3,10 @@
 import functools
 import os
 import platform
+import resource
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,13 @@ def set_threads(num_threads: int | None) -> int:
         num_threads = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(num_threads)
     return num_threads
+
+
+def peak_memory(device: torch.device) -> dict[str, int | None]:
+    """Most bytes so far: what torch allocated on the device, and what the process held of the host's."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return {"device": on_device, "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
 def machine_description() -> dict[str, Any]:

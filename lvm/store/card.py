@@ -28,7 +28,7 @@ def facts(store: TokenStore) -> list[tuple[str, str]]:
         ("broken", f"{sum(shard['broken'] for shard in info['shards'])}"),
         ("blank", f"{sum(shard.get('blank', 0) for shard in info['shards'])}"),
         ("tokenizer", f"{info['tokenizer'] or '?'} {store.tokenizer_fingerprint[:12]} ({store.num_codes} codes)"),
-        ("precision", info.get("precision", "?" if "made_from" in info else "auto")),
+        ("precision", store.precision),
     ]
 
 

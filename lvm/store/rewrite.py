@@ -120,16 +120,10 @@ def split(
 
 def _how_encoded(stores: Sequence[TokenStore]) -> dict[str, Any]:
     """`precision` and `keep_blank` of all, as `make_plan` has them; blank pictures are there if any store kept them."""
-    precisions = [_precision(store).split("+") for store in stores]
     return {
         "keep_blank": any(store.info.get("keep_blank", True) for store in stores),
-        "precision": "+".join(dict.fromkeys(precision for of_store in precisions for precision in of_store)),
+        "precision": "+".join(dict.fromkeys(kind for store in stores for kind in store.precision.split("+"))),
     }
-
-
-def _precision(store: TokenStore) -> str:
-    """Stores that were made of others once did not say it."""
-    return str(store.info.get("precision", "?" if "made_from" in store.info else "auto"))
 
 
 def _absent(out: str | Path) -> Path:

@@ -67,6 +67,8 @@ class TokenStore:
             )
         self.name: str = self.info["source"]
         self.tokenizer_fingerprint: str = self.info["tokenizer_fingerprint"]
+        # As of `BulkEncoder`, several with +; stores that were made of others once did not say it.
+        self.precision: str = self.info.get("precision", "?" if "made_from" in self.info else "auto")
         self.grid: tuple[int, int] = (int(self.info["grid"][0]), int(self.info["grid"][1]))
         self.tokens_per_picture = self.grid[0] * self.grid[1]
         self.num_codes: int = self.info["num_codes"]

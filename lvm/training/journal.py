@@ -20,8 +20,6 @@ Every `log_every_steps`, and after the last step:
 
 import contextlib
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lvm.runtime.machine import peak_memory
 from lvm.runtime.metrics import MetricsLog
 from lvm.runtime.progress import Progress
 from lvm.training.resume import TrainState
@@ -119,13 +118,6 @@ class StepClock:
             laps[-1][1].synchronize()
         seconds = sorted(a.elapsed_time(b) / 1000 if self._on_gpu else b - a for a, b in laps)
         return {f"p{share}": seconds[min(len(seconds) - 1, len(seconds) * share // 100)] for share in (50, 90, 99)}
-
-
-def peak_memory(device: torch.device) -> dict[str, int | None]:
-    """Most bytes so far: what torch allocated on the device, and what the process held of the host's."""
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
-    on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return {"device": on_device, "host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
 class Journal:
