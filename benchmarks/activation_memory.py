@@ -18,7 +18,7 @@ from lvm.model import LVM
 from lvm.runtime.machine import git_commit, machine_description
 from lvm.training.parallel import ParallelConfig, Recomputation, make_loss
 
-WAYS: tuple[Recomputation, ...] = ("none", "selective", "full")
+WAYS: tuple[Recomputation, ...] = ("none", "selective", "mlp", "full")
 
 
 @dataclass(frozen=True)

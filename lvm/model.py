@@ -214,7 +214,12 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config)
 
     def forward(self, x: "Float[Tensor, 'b t d']", cos: Tensor, sin: Tensor, mask: Mask) -> "Float[Tensor, 'b t d']":
-        x = x + self.attention(self.attention_norm(x), cos, sin, mask)
+        return self.transform(self.attend(x, cos, sin, mask))
+
+    def attend(self, x: "Float[Tensor, 'b t d']", cos: Tensor, sin: Tensor, mask: Mask) -> "Float[Tensor, 'b t d']":
+        return x + self.attention(self.attention_norm(x), cos, sin, mask)
+
+    def transform(self, x: "Float[Tensor, 'b t d']") -> "Float[Tensor, 'b t d']":
         return x + self.mlp(self.mlp_norm(x))
 
 

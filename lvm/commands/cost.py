@@ -18,9 +18,10 @@ activations     a token and layer: 2 (4 d + 2 h k + 2 g k + 3 f) + 4 h bytes. Ke
                 rows of d (the inputs of both norms and what these put out), queries and the output of attention (h k),
                 keys and values (g k), gate, up and their product (f); and attention's log-sum-exp in float32.
                 activation_checkpointing=selective keeps products and attention: 2 (2 d + 2 h k + 2 g k + 2 f) + 4 h;
-                full keeps what enters a layer: 2 d; both add one layer of the first kind, which is at work in the
-                backward pass. recomputed_share of the layers do so, the others are of the first kind. A token beside:
-                6 d + 8 (final norm, its float32 input, tokens). Logits are recomputed
+                mlp of the MLP only what enters it: 2 (2 d + 2 h k + 2 g k) + 4 h; full keeps what enters a layer: 2 d.
+                All add one layer of the first kind, which is at work in the backward pass. recomputed_share of the
+                layers do so, the others are of the first kind. A token beside: 6 d + 8 (final norm, its float32
+                input, tokens). Logits are recomputed
 micro-batch     the largest number of windows whose activations fit what is left of memory x (1 - reserve)
 checkpoint      12 N bytes: float32 weights and moments. Exported model: 2 N in bf16, 4 N in float32
 keys and values 4 L g k bytes a token of context when generating in 16 bits
@@ -101,6 +102,7 @@ def activation_bytes_per_token(config: LVMConfig, recomputation: Recomputation =
     layer = {
         "none": 2 * (4 * d + 2 * queries + 2 * keys + 3 * f) + 4 * config.num_heads,
         "selective": 2 * (2 * d + 2 * queries + 2 * keys + 2 * f) + 4 * config.num_heads,
+        "mlp": 2 * (2 * d + 2 * queries + 2 * keys) + 4 * config.num_heads,
         "full": 2 * d,
     }
     recomputed = len(recomputed_layers(config.num_layers, recomputation, share))

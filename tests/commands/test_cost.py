@@ -53,12 +53,14 @@ def test_days_follow_from_flops_peak_and_mfu():
 def test_recomputation_and_copies_by_hand():
     memory = {
         way: figures("3b", nodes=2, gpus=8, replicate=2, activation_checkpointing=way)["memory_per_gpu"]
-        for way in ("none", "selective", "full")
+        for way in ("none", "selective", "mlp", "full")
     }
     assert memory["none"]["weights_gradients_moments"] == 16 * 3_274_742_400 / 8
     kept, beside = 2 * (8 * 3200 + 3 * 8640) + 4 * 32, 6 * 3200 + 8
     products = 2 * (6 * 3200 + 2 * 8640) + 4 * 32
     assert memory["selective"]["activations_per_window"] == 4096 * (26 * products + kept + beside)
+    without_mlp = 2 * 6 * 3200 + 4 * 32
+    assert memory["mlp"]["activations_per_window"] == 4096 * (26 * without_mlp + kept + beside)
     assert memory["full"]["activations_per_window"] == 4096 * (26 * 2 * 3200 + kept + beside)
     half = figures("3b", nodes=2, gpus=8, activation_checkpointing="full", recomputed_share=0.5)["memory_per_gpu"]
     assert half["activations_per_window"] == 4096 * (13 * 2 * 3200 + 13 * kept + kept + beside)

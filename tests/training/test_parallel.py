@@ -37,7 +37,7 @@ TABLE = [
         {"precision": "fp32", "matrices": "muon", "document_mask": True, "loss_on": "answers"},
     ),
     (
-        {"activation_checkpointing": "selective", "reshard_after_forward": False},
+        {"activation_checkpointing": "mlp", "reshard_after_forward": False},
         {"precision": "fp32", "matrices": "muon"} | ONE_AT_A_TIME,
     ),
     (
@@ -196,26 +196,30 @@ def test_a_mesh_that_is_not_the_number_of_ranks_is_refused_with_a_remedy():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_recomputation_changes_no_bit_and_selective_repeats_no_product(dtype):
+def test_recomputation_changes_no_bit_and_repeats_what_it_says(dtype):
     tokens, role = torch.randint(20, (4, 17)), torch.zeros(4, 17, dtype=torch.int8)
-    gradients, kept, flops = [], [], []
-    for kind, share in (("none", 1.0), ("selective", 1.0), ("full", 1.0), ("full", 0.5)):
+    gradients, kept, flops = {}, {}, {}
+    for way in (("none", 1.0), ("selective", 1.0), ("mlp", 1.0), ("full", 1.0), ("full", 0.5)):
         model = LVM(replace(MODEL, num_layers=4), 1)
-        parallel = ParallelConfig(activation_checkpointing=kind, recomputed_share=share)
+        parallel = ParallelConfig(activation_checkpointing=way[0], recomputed_share=way[1])
         loss_of = make_loss(model, dtype, True, False, "all", parallel)
         keeping = KeptByAutograd()
         with keeping, FlopCounterMode(display=False) as counter:
             loss, _ = loss_of(tokens, role, torch.tensor(64.0))
         with counter:
             loss.backward()
-        gradients.append([p.grad for p in model.parameters()])
-        kept.append(keeping.num_bytes)
-        flops.append(counter.get_total_flops())
-    for other in gradients[1:]:
-        assert all(torch.equal(p, q) for p, q in zip(gradients[0], other, strict=True))
-    assert max(kept[1:3]) < 0.5 * kept[0]  # what selective keeps beside is its own, products alone
-    assert flops[0] == flops[1] < flops[3] < flops[2]
-    assert 2 * (flops[3] - flops[0]) == flops[2] - flops[0] and kept[2] < kept[3] < 0.8 * kept[0]
+        gradients[way] = [p.grad for p in model.parameters()]
+        kept[way] = keeping.num_bytes
+        flops[way] = counter.get_total_flops()
+    plain, selective, mlp, full, half = gradients
+    for other in gradients.values():
+        assert all(torch.equal(p, q) for p, q in zip(gradients[plain], other, strict=True))
+    for way in (selective, mlp, full):  # what selective and mlp keep beside is their own, products alone
+        assert kept[way] < 0.5 * kept[plain]
+    assert kept[full] < kept[half] < 0.8 * kept[plain]
+    gate_and_up = 4 * 2 * 2 * MODEL.hidden_size * MODEL.intermediate_size * 4 * 16
+    assert flops[selective] == flops[plain] and flops[mlp] == flops[plain] + gate_and_up
+    assert flops[mlp] < flops[half] and 2 * (flops[half] - flops[plain]) == flops[full] - flops[plain]
 
 
 def test_recomputed_layers_are_spread_evenly():
@@ -292,11 +296,15 @@ def test_the_command_trains_on_two_ranks_and_goes_on_with_one(small, tmp_path, h
 @pytest.mark.timeout(900)
 def test_compiled_blocks_learn_what_uncompiled_ones_learn(tmp_path):
     row = {"precision": "bf16", "document_mask": True} | STEPS
-    parallel = {"activation_checkpointing": "selective"}
-    job = {"folder": str(tmp_path / "compiled"), "compile": True, "parallel": parallel} | row
-    on_ranks(tmp_path / "ranks", 2, [job])
+    ways = ("selective", "mlp")
+    jobs = [
+        {"folder": str(tmp_path / way), "compile": True, "parallel": {"activation_checkpointing": way}} | row
+        for way in ways
+    ]
+    on_ranks(tmp_path / "ranks", 2, jobs)
     run(tmp_path / "eager", **row)
-    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=TOLERANCE["bf16"])
+    for way in ways:
+        assert losses(tmp_path / way) == pytest.approx(losses(tmp_path / "eager"), rel=TOLERANCE["bf16"])
 
 
 @pytest.mark.slow
