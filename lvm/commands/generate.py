@@ -6,12 +6,13 @@ a row for each candidate) and answer.json (tokens, scores = mean log-probability
 
 Many prompts: --pairs ... --queries FOLDER, or --prompts FILE (JSON or JSONL, docs/prompting.md). Each gets a folder of
 its own below --out; answers.jsonl sums up and failed.jsonl names what could not be read (exit code 1). The same command
-again does what is missing.
+again does what is missing; an answer that goes beyond the context goes on where it was.
 """
 
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -39,9 +40,10 @@ from lvm.inference.prompt_files import (
     sequence,
     shortened,
 )
-from lvm.inference.prompt_job import Outputs, PromptJob
+from lvm.inference.prompt_job import ROUNDS, Outputs, PromptJob
 from lvm.inference.prompter import Prompter, check_pair
 from lvm.inference.reference_protocol import DEFAULTS, DTYPE, SETTINGS, OutputFiles, check_targets
+from lvm.inference.rounds import Rounds
 from lvm.inference.sampling import Sampling
 from lvm.model import LVM, LVMConfig, config_from_hugging_face
 from lvm.model_folder import read_json as read_model_json
@@ -331,11 +333,15 @@ def answer_one(arguments: argparse.Namespace, setting: Setting, asked: Asked) ->
     for file in asked.files:
         open_picture(file, setting.options.protocol)  # before the weights, which take longer
     given = {**setting.given, "question": question}
+    under_way = out.resolve().with_name(f".rounds-{out.resolve().name}")
+    rounds = partial(Rounds, under_way, question)
     with claimed(out):
-        (result,) = answer_prompts(setting.prompter(), [asked], setting.options, given, progress_of(asked, setting))
+        prompter, progress = setting.prompter(), progress_of(asked, setting)
+        (result,) = answer_prompts(prompter, [asked], setting.options, given, progress, rounds)
         if isinstance(result, Failed):
             raise UserError(f"{result.file}: {result.reason}")
         write_folder(result, out.resolve(), arguments.grid)
+        shutil.rmtree(under_way, ignore_errors=True)
     return report_one(arguments, result.record)
 
 
@@ -376,7 +382,8 @@ def answer_many(
     job = PromptJob(arguments.out, prompts, make_outputs(arguments, prompts), question, shard, num_shards)
     if not job.is_done():
         prompter = setting.prompter()
-        job.run(partial(answer_prompts, prompter, options=setting.options, given=setting.given))
+        rounds = partial(Rounds, arguments.out / ROUNDS, setting.question)
+        job.run(partial(answer_prompts, prompter, options=setting.options, given=setting.given, rounds=rounds))
     return report_many(arguments, job, job.finish())
 
 

@@ -2,7 +2,7 @@
 
 OUT/answer-0.png answer-1.png ...   each candidate (answer-<candidate>-<picture>.png where several pictures follow)
     answer.png                      a copy of the chosen one, where a rule chooses (answer-chosen-<picture>.png)
-    grid.png                        the prompt, and beside it a row for each candidate
+    grid.png                        the prompt, and beside it a row for each candidate; of a long answer some pictures
     answer.json                     tokens, scores, seed, options
 """
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from lvm.inference.decoded import Decoded, by_number
 from lvm.inference.prompt_files import Asked
 from lvm.runtime.errors import UserError
 from lvm.runtime.files import atomic_folder, read_json, write_json
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 GAP = 4  # pixels between the cells of the grid
 CELL = 96  # pixels: smaller pictures are enlarged in the grid by a whole factor
 LARGEST_CELL = 384  # pixels: pictures of an original size larger than that are shrunk in the grid
+MOST_COLUMNS = 64  # of a candidate's pictures in the grid; of more some, evenly spread
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Answered:
 
     asked: Asked
     shown: "UInt8[np.ndarray, 'n y x 3']"  # the prompt as the tokenizer was given it
-    pictures: "UInt8[np.ndarray, 'candidates num_pictures y x 3']"
+    pictures: Decoded
     record: dict[str, Any]  # "chosen" is the number of the chosen candidate, or None
     size: tuple[int, int] | None = None  # width and height that pictures are given back; None: the tokenizer's
 
@@ -65,29 +67,37 @@ def grid_cell(size: tuple[int, int]) -> tuple[int, int]:
     return size[0] * scale, size[1] * scale
 
 
-def answer_grid(
-    shown: "UInt8[np.ndarray, 'n y x 3']",
-    pictures: "UInt8[np.ndarray, 'candidates num_pictures y x 3']",
-    size: tuple[int, int] | None = None,
-) -> "UInt8[np.ndarray, 'y x 3']":
+class Grid:
     """The prompt on the first row, and beside it a row of answers for each candidate; white between them."""
-    num_candidates, num_answers, y, x = pictures.shape[:4]
-    num_shown = len(shown)
-    cell = grid_cell(size or (x, y))
-    wide, high = cell[0] + GAP, cell[1] + GAP
-    aside = 2 * GAP  # more room between prompt and answers
-    grid = np.full((num_candidates * high + GAP, (num_shown + num_answers) * wide + GAP + aside, 3), 255, np.uint8)
 
-    def place(picture: np.ndarray, row: int, column: int) -> None:
-        top, left = GAP + row * high, GAP + column * wide + (aside if column >= num_shown else 0)
-        grid[top : top + cell[1], left : left + cell[0]] = enlarged(picture, cell)
+    def __init__(
+        self,
+        shown: "UInt8[np.ndarray, 'n y x 3']",
+        num_candidates: int,
+        num_answers: int,
+        size: tuple[int, int] | None = None,  # width and height of the pictures that are written
+    ):
+        columns = np.linspace(0, num_answers - 1, min(num_answers, MOST_COLUMNS)).round().astype(int)
+        self._columns = {number: len(shown) + place for place, number in enumerate(columns.tolist())}
+        self._num_shown, self._aside = len(shown), 2 * GAP  # more room between prompt and answers
+        self._cell = grid_cell(size or (shown.shape[2], shown.shape[1]))
+        wide, high = self._cell[0] + GAP, self._cell[1] + GAP
+        width = (len(shown) + len(self._columns)) * wide + GAP + self._aside
+        self.pixels: np.ndarray = np.full((num_candidates * high + GAP, width, 3), 255, np.uint8)
+        for column, picture in enumerate(shown):
+            self._put(picture, 0, column)
 
-    for column, picture in enumerate(shown):
-        place(picture, 0, column)
-    for row, answers in enumerate(pictures):
-        for column, picture in enumerate(answers):
-            place(picture, row, num_shown + column)
-    return grid
+    def place(self, number: int, candidates: "UInt8[np.ndarray, 'candidates y x 3']") -> None:
+        """Picture `number` of the answers, where it is one of those that are shown."""
+        if number in self._columns:
+            for row, picture in enumerate(candidates):
+                self._put(picture, row, self._columns[number])
+
+    def _put(self, picture: "UInt8[np.ndarray, 'y x 3']", row: int, column: int) -> None:
+        x, y = self._cell
+        left = GAP + column * (x + GAP) + (self._aside if column >= self._num_shown else 0)
+        top = GAP + row * (y + GAP)
+        self.pixels[top : top + y, left : left + x] = enlarged(picture, self._cell)
 
 
 def enlarged(picture: "UInt8[np.ndarray, 'y x 3']", cell: tuple[int, int]) -> "UInt8[np.ndarray, 'y x 3']":
@@ -99,22 +109,24 @@ def enlarged(picture: "UInt8[np.ndarray, 'y x 3']", cell: tuple[int, int]) -> "U
 def write_folder(answered: Answered, folder: Path, grid: bool) -> None:
     """All files of one answer. An empty folder in its place is taken over. Raises `UserError` for another."""
     pictures, record = answered.pictures, answered.record
-    names = answer_names(*pictures.shape[:2])
+    num_candidates, num_pictures = pictures.num_candidates, len(pictures)
+    names = answer_names(num_candidates, num_pictures)
     try:
         if folder.is_dir():
             folder.rmdir()
     except OSError:
         raise UserError(f"{folder} was filled while its answer was drawn; name a new folder") from None
+    sheet = Grid(answered.shown[record["pictures_left_out"] :], num_candidates, num_pictures, answered.size)
     with atomic_folder(folder) as aside:
-        for row, answers in zip(names, pictures):
-            for name, picture in zip(row, answers):
-                Image.fromarray(resized(picture, answered.size)).save(aside / name)
+        for number, candidates in enumerate(by_number(pictures)):
+            sheet.place(number, candidates)
+            for row, picture in zip(names, candidates):
+                Image.fromarray(resized(picture, answered.size)).save(aside / row[number])
         if record["chosen"] is not None:
-            for name, copy in zip(names[record["chosen"]], chosen_names(pictures.shape[1])):
+            for name, copy in zip(names[record["chosen"]], chosen_names(num_pictures)):
                 shutil.copyfile(aside / name, aside / copy)
         if grid:
-            seen = answered.shown[record["pictures_left_out"] :]
-            Image.fromarray(answer_grid(seen, pictures, answered.size)).save(aside / "grid.png")
+            Image.fromarray(sheet.pixels).save(aside / "grid.png")
         write_json(aside / "answer.json", record)
 
 

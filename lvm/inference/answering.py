@@ -7,6 +7,7 @@ Pictures that prompts share (the pairs of many queries) are read and encoded onc
 prompts and no others.
 """
 
+import contextlib
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,10 +18,12 @@ from einops import rearrange
 
 from lvm.inference.answer_files import Answered, answer_names
 from lvm.inference.choosing import RULES, Scores, score_candidates, seen_prompt
+from lvm.inference.decoded import Decoded
 from lvm.inference.prompt_files import Asked
 from lvm.inference.prompter import Prompter
 from lvm.inference.reference_protocol import decoded_as_reference, opened_as_reference
 from lvm.inference.rollout import Continuation, Prompt, Window
+from lvm.inference.rounds import Rounds
 from lvm.inference.sampling import Sampling
 from lvm.pictures.decode import PictureError, load, to_rgb
 from lvm.runtime.errors import UserError
@@ -95,8 +98,12 @@ def answer_prompts(
     options: Options,
     given: "dict[str, Any] | None" = None,
     progress: Callable[[int], None] | None = None,
+    rounds: Callable[[Sequence[Prompt]], Rounds] | None = None,
 ) -> Generator[Answered | Failed, None, None]:
-    """Answers as they are done; `given` stands in every record, before all else; `progress` is told of pictures."""
+    """Answers as they are done; `given` stands in every record, before all else; `progress` is told of pictures.
+
+    What `rounds` makes of the prompts keeps long answers while they grow.
+    """
     pictures = read_pictures(prompter, prompts, options)
     whole: list[Asked] = []
     for asked in prompts:
@@ -112,8 +119,9 @@ def answer_prompts(
     if options.window == "frames":  # told to the scores too, which see the window as it was
         asked_codes = [replace(prompt, tuple_size=1) for prompt in asked_codes]
     how = (options.num_candidates, options.sampling, options.seed, WINDOWS[options.window])
-    for number, answer in prompter.continuations(asked_codes, *how, progress):
-        yield answered(prompter, whole[number], asked_codes[number], answer, pictures, options, given or {})
+    with contextlib.closing(rounds(asked_codes)) if rounds else contextlib.nullcontext() as kept:
+        for number, answer in prompter.continuations(asked_codes, *how, progress, kept):
+            yield answered(prompter, whole[number], asked_codes[number], answer, pictures, options, given or {})
 
 
 # Pictures in.
@@ -172,10 +180,11 @@ def answered(
     options: Options,
     given: dict[str, Any],
 ) -> Answered:
-    flat = rearrange(found.tokens, "c n t -> (c n) t")
-    fractions = decoded_as_reference(prompter, flat) if options.protocol == "reference" else None
-    decoded = prompter.decode(flat) if fractions is None else (fractions * 255).astype(np.uint8)
-    pictures = rearrange(decoded, "(c n) ... -> c n ...", c=options.num_candidates)
+    def as_reference(codes: "Int64[np.ndarray, 'n t']") -> "UInt8[np.ndarray, 'n y x 3']":
+        pixels: np.ndarray = (decoded_as_reference(prompter, codes) * 255).astype(np.uint8)
+        return pixels
+
+    pictures = Decoded(as_reference if options.protocol == "reference" else prompter.decode, found.tokens)
     last = read[asked.files[-1]] if asked.files else None
     shown = pixels_of(asked.files, read) if asked.files else prompter.decode(prompt.codes)
     scores = score_candidates(prompter, prompt, found, pictures, options.rules)
@@ -183,7 +192,8 @@ def answered(
     record["pictures_left_out"] = len(prompt.codes) - len(seen_prompt(prompt, prompter.pictures_per_window).codes)
     if isinstance(last, Shown):
         record["original_size"] = list(last.size)
-    if options.mse and fractions is not None:
+    if options.mse:
+        fractions = decoded_as_reference(prompter, rearrange(found.tokens, "c n t -> (c n) t"))
         record["mse"] = reference_mse(fractions, pixels_of(asked.targets, read), options.num_candidates)
     size = last.size if options.original_size and isinstance(last, Shown) else None
     return Answered(asked, shown, pictures, record, size)

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from einops import rearrange
 
+from lvm.inference.decoded import Decoded, by_number
 from lvm.inference.prompter import Prompter
 from lvm.inference.rollout import Continuation, Prompt, move_window
 from lvm.inference.scoring import score_answers
 from lvm.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float32, Int64, UInt8
+    from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
 RULES: tuple[str, ...] = ("log_prob", "gain_over_none", "gain_over_wrong", "agreement")
 NEAR = 16  # gray levels, in every channel, within which a pixel has a picture's median colour
@@ -61,22 +62,27 @@ def score_candidates(
     prompter: Prompter,
     prompt: Prompt,
     found: Continuation,
-    pictures: "UInt8[np.ndarray, 'c n y x 3']",
+    pictures: "UInt8[np.ndarray, 'c n y x 3'] | Decoded",
     rules: Sequence[str] = RULES,
 ) -> Scores:
     """Scores of the candidates `found` after `prompt`; `pictures` are their codes decoded.
 
     Rules without meaning here are left out. Raises `UserError` for a name that is no rule.
     """
-    num_candidates = len(found.tokens)
-    if pictures.shape[:2] != found.tokens.shape[:2]:
+    num_candidates, num_pictures = found.tokens.shape[:2]
+    if isinstance(pictures, np.ndarray) and pictures.shape[:2] != (num_candidates, num_pictures):
         raise UserError(
             f"pictures of shape {list(pictures.shape)} are not those of {num_candidates} candidates "
-            f"of {found.tokens.shape[1]} pictures; decode found.tokens"
+            f"of {num_pictures} pictures; decode found.tokens"
         )
     seen = seen_prompt(prompt, prompter.pictures_per_window)
     left_out = {rule: why for rule in rules if (why := no_meaning(rule, seen, num_candidates))}
     mean = found.log_probs.mean((1, 2))
+    blank, far = np.zeros(num_candidates, bool), np.zeros(num_candidates)
+    for candidates in by_number(pictures):  # once: to decode them again may take long
+        blank |= one_colour(candidates)
+        if "agreement" in rules and "agreement" not in left_out:
+            far += differences(candidates) / num_pictures
 
     def gain(over: Callable[[Prompt], Prompt]) -> "Float32[np.ndarray, 'c']":
         return np.asarray(mean - answer_log_probs(prompter, over(seen), found.tokens).mean((1, 2)))
@@ -85,10 +91,10 @@ def score_candidates(
         "log_prob": lambda: mean,
         "gain_over_none": lambda: gain(without_pairs),
         "gain_over_wrong": lambda: gain(wrong_pairs),
-        "agreement": lambda: agreement(pictures),
+        "agreement": lambda: -far,
     }
     by_rule = {rule: np.asarray(score[rule](), np.float32) for rule in rules if rule not in left_out}
-    return Scores(by_rule, np.asarray(one_colour(pictures).any(1)), left_out)
+    return Scores(by_rule, blank, left_out)
 
 
 def check_rule(rule: str, prompt: Prompt, num_candidates: int, pictures_per_window: int) -> None:
@@ -173,13 +179,10 @@ def windows(
         end = until
 
 
-def agreement(pictures: "UInt8[np.ndarray, 'c n y x 3']") -> "Float32[np.ndarray, 'c']":
-    """Minus the mean absolute difference to the other candidates, in gray levels."""
-    far = np.zeros(len(pictures))
-    for number in range(pictures.shape[1]):
-        flat = pictures[:, number].reshape(len(pictures), -1).astype(np.float32)
-        far += [np.abs(flat - row).mean(1).sum() for row in flat]
-    return (-far / (pictures.shape[1] * (len(pictures) - 1))).astype(np.float32)
+def differences(candidates: "UInt8[np.ndarray, 'c y x 3']") -> "Float64[np.ndarray, 'c']":
+    """The mean absolute difference to the other candidates, in gray levels."""
+    flat = candidates.reshape(len(candidates), -1).astype(np.float32)
+    return np.array([np.abs(flat - row).mean(1).sum() for row in flat]) / (len(flat) - 1)
 
 
 def one_colour(pictures: "UInt8[np.ndarray, '*n y x 3']") -> "Bool[np.ndarray, '*n']":

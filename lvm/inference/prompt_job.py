@@ -4,7 +4,7 @@
         answers.jsonl       a line for each prompt in the order asked: id, tokens, scores, chosen, seed, files
         failed.jsonl        id, file, reason of those that could not be answered; absent if there are none
         generate.json       what was asked: another model, other options or prompts are refused for this folder
-        .shard-I-of-N.json  the lease of a process; .failed/ID.json what failed so far
+        .shard-I-of-N.json  the lease of a process; .failed/ID.json what failed so far; .rounds/ long answers under way
 
 The unit of work is a block of prompts, those that share their pictures together. A block is always computed as a whole,
 also where some of its answers are there already, so that no answer depends on when a job was killed. Shard I of N takes
@@ -31,6 +31,8 @@ SMALLEST_BLOCK, LARGEST_BLOCK = 16, 128  # prompts; the larger hold some hundred
 BLOCKS = 16  # of a short list, so that several processes find work
 VERSION = 1
 QUESTION = "generate.json"
+
+ROUNDS = ".rounds"
 
 Answering = Callable[[Sequence[Asked]], Generator[Answered | Failed, None, None]]
 
@@ -140,6 +142,7 @@ class PromptJob:
         if not all(map(self.outputs.is_done, answered)):
             return None
         atomic_write(self.out / "answers.jsonl", "".join(summary(self.outputs.record(asked)) for asked in answered))
+        shutil.rmtree(self.out / ROUNDS, ignore_errors=True)
         return failed
 
     def _write_failed(self) -> list[dict[str, Any]]:

@@ -19,8 +19,10 @@ import torch
 from einops import rearrange
 from PIL import Image
 
+from lvm.inference.decoded import AT_ONCE
 from lvm.inference.engine import answer_requests
 from lvm.inference.rollout import Continuation, Prompt, Rollout, Window, move_window
+from lvm.inference.rounds import Rounds
 from lvm.inference.sampling import GREEDY, Sampling, check_candidates
 from lvm.inference.sliding import continue_on_old_keys
 from lvm.model import LVM, LVMConfig
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float32, Int64, UInt8
 
     Picture = str | os.PathLike[str] | Image.Image | UInt8[np.ndarray, "y x 3"]
-
-PICTURES_AT_ONCE = 16  # through the tokenizer
 
 
 @dataclass(frozen=True)
@@ -164,13 +164,15 @@ class Prompter:
         seed: int = 0,
         window: Window = "tuples",
         progress: Callable[[int], None] | None = None,
+        rounds: Rounds | None = None,
     ) -> Iterator[tuple[int, Continuation]]:
         """(number of the prompt, what follows it), each as soon as it is done.
 
         All that is known to be wanted is answered together. Beyond the context each candidate goes on by itself: the
         window moves by whole tuples (`window="frames"`: picture by picture, as the reference has it), keeps BOS, and
         what is left in it is fed anew; with `window="reuse"` the old keys serve on, faster and not quite the same.
-        `progress` is told of pictures as they are drawn, those of each candidate counted.
+        `progress` is told of pictures as they are drawn, those of each candidate counted. `rounds` keeps what is drawn
+        where the window moves and is fed anew, and what a killed process drew is taken from there.
         """
         check_candidates(num_candidates, sampling)
         count = progress or (lambda pictures: None)
@@ -181,10 +183,11 @@ class Prompter:
             for n in [n for n in at_work if rollouts[n].exceeds_window]:
                 at_work.remove(n)
                 yield n, continue_on_old_keys(self.model, prompts[n], room, rollouts[n].keys, sampling, count)
+        one_round = not any(rollouts[n].exceeds_window for n in at_work)
         while at_work:  # the requests of a round have as many candidates: all at first, then one
             asked = [(n, *found) for n in at_work for found in enumerate(rollouts[n].next_requests())]
-            requests = [request for *_, request in asked]
-            for number, tokens, log_probs in answer_requests(self.model, requests, sampling):
+            drawn = answer_requests(self.model, [request for *_, request in asked], sampling)
+            for number, tokens, log_probs in drawn if rounds is None or one_round else rounds.through(drawn):
                 n, place, _ = asked[number]
                 before = rollouts[n].done
                 if not rollouts[n].accept(place, tokens, log_probs):
@@ -213,14 +216,14 @@ class Prompter:
 def encode(vq: VQGAN, pictures: "UInt8[np.ndarray, 'n y x 3']") -> "Int64[np.ndarray, 'n t']":
     device = vq.quant_conv.weight.device
     pixels = rearrange(torch.from_numpy(np.ascontiguousarray(pictures)), "n y x c -> n c y x")
-    codes = [vq.encode(piece.to(device).float() / 255) for piece in pixels.split(PICTURES_AT_ONCE)]
+    codes = [vq.encode(piece.to(device).float() / 255) for piece in pixels.split(AT_ONCE)]
     return torch.cat(codes).cpu().numpy()
 
 
 @torch.no_grad()
 def decode(vq: VQGAN, codes: "Int64[np.ndarray, 'n t']") -> "UInt8[np.ndarray, 'n y x 3']":
     device, grid = vq.quant_conv.weight.device, vq.config.code_grid
-    pieces = torch.from_numpy(np.ascontiguousarray(codes)).to(device).split(PICTURES_AT_ONCE)
+    pieces = torch.from_numpy(np.ascontiguousarray(codes)).to(device).split(AT_ONCE)
     pixels = torch.cat([(vq.decode(piece, grid) * 255).round().to(torch.uint8) for piece in pieces])
     return rearrange(pixels, "n c y x -> n y x c").cpu().numpy()
 

@@ -25,8 +25,9 @@ from einops import rearrange, repeat
 from PIL import Image
 
 from lvm.inference.answer_files import Answered, read_record
+from lvm.inference.decoded import AT_ONCE
 from lvm.inference.prompt_files import Asked
-from lvm.inference.prompter import PICTURES_AT_ONCE, Prompter
+from lvm.inference.prompter import Prompter
 from lvm.pictures.decode import PictureError
 from lvm.runtime.errors import UserError
 from lvm.runtime.files import atomic_path, read_json, write_json
@@ -50,7 +51,7 @@ def decoded_as_reference(prompter: Prompter, codes: "Int64[np.ndarray, 'n t']") 
     """Pixels in [0, 1], which it cuts to uint8 and measures before."""
     vq = prompter.vq
     device = vq.quant_conv.weight.device
-    pieces = torch.from_numpy(np.ascontiguousarray(codes)).to(device).split(PICTURES_AT_ONCE)
+    pieces = torch.from_numpy(np.ascontiguousarray(codes)).to(device).split(AT_ONCE)
     pixels = torch.cat([vq.decode(piece, vq.config.code_grid) for piece in pieces])
     return rearrange(pixels.float(), "n c y x -> n y x c").cpu().numpy()
 
@@ -66,7 +67,7 @@ def check_targets(prompts: Sequence[Asked]) -> None:
 
 def combined(answered: Answered, include_input: bool) -> "UInt8[np.ndarray, 'y x 3']":
     """Its output picture: a row for each candidate."""
-    pictures = answered.pictures
+    pictures = np.stack(list(answered.pictures), axis=1)
     if include_input:
         shown = repeat(answered.shown, "n y x k -> c n y x k", c=len(pictures))
         pictures = np.concatenate([shown, pictures], axis=1)
@@ -103,7 +104,7 @@ class OutputFiles:
                 raise
             size = f"{picture.width} x {picture.height}"
             raise PictureError(str(file), f"cannot hold {size} pixels ({error})") from None
-        names = [[str(answered.asked.output)]] * len(answered.pictures)
+        names = [[str(answered.asked.output)]] * answered.pictures.num_candidates
         write_json(self._record(answered.asked), answered.record | {"pictures": names})
 
     def record(self, asked: Asked) -> dict[str, Any]:

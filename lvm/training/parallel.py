@@ -11,7 +11,7 @@ Uncompiled, both give the same bits on one rank (a test says so). Master weights
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch._inductor.config as inductor
@@ -158,7 +158,7 @@ def _checkpointed(
 class _PlainMethod(nn.Module):
     """A method of a block's own class, whatever its `forward` was replaced by, with the weights that it needs."""
 
-    PARTS = {"forward": "", "attend": "block.attention", "transform": "block.mlp"}
+    PARTS: ClassVar = {"forward": "", "attend": "block.attention", "transform": "block.mlp"}
 
     def __init__(self, block: nn.Module, method: str):
         super().__init__()

@@ -10,7 +10,7 @@ from tiny_prompter import TOKENS, small_model, small_vqgan
 
 from lvm.evaluation.measures import colours_of
 from lvm.inference import choosing, scoring
-from lvm.inference.choosing import RULES, agreement, answer_log_probs, check_rule, one_colour, score_candidates
+from lvm.inference.choosing import RULES, answer_log_probs, check_rule, differences, one_colour, score_candidates
 from lvm.inference.prompter import Prompter
 from lvm.inference.rollout import Prompt
 from lvm.inference.sampling import Sampling
@@ -115,8 +115,8 @@ def test_scores_do_not_depend_on_the_batch(prompter, monkeypatch):
 
 
 def test_the_candidate_in_the_middle_agrees_most():
-    pictures = np.stack([np.full((1, 4, 4, 3), value, np.uint8) for value in (0, 200, 90)])
-    np.testing.assert_allclose(agreement(pictures), [-145, -155, -100], rtol=1e-6)
+    pictures = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (0, 200, 90)])
+    np.testing.assert_allclose(differences(pictures), [145, 155, 100], rtol=1e-6)
 
 
 def test_a_record_is_plain_json_and_names_a_random_choice(prompter):

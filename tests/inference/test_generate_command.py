@@ -25,7 +25,7 @@ from lvm import Prompter
 from lvm.commands import main as lvm_main
 from lvm.commands.generate import main
 from lvm.inference import generate
-from lvm.inference.answer_files import answer_grid
+from lvm.inference.answer_files import Grid
 from lvm.inference.prompt_files import natural, read_prompts
 from lvm.inference.prompt_job import blocks
 from lvm.model import LVM
@@ -375,7 +375,9 @@ def test_codes_may_be_given_instead_of_pictures(folder, tmp_path):
     assert all(line["tokens"] == expected.tokens.reshape(1, 1, -1).tolist() for line in lines)
     shown = np.asarray(Image.open(out / "flat" / "grid.png"))
     answer = np.asarray(Image.open(out / "flat" / "answer-0.png"))
-    assert np.array_equal(shown, answer_grid(prompter.decode(codes), answer[None, None]))
+    grid = Grid(prompter.decode(codes), num_candidates=1, num_answers=1)
+    grid.place(0, answer[None])
+    assert np.array_equal(shown, grid.pixels)
 
 
 CODES = [0] * TOKENS
