@@ -6,7 +6,8 @@ a row for each candidate) and answer.json (tokens, scores = mean log-probability
 
 Many prompts: --pairs ... --queries FOLDER, or --prompts FILE (JSON or JSONL, docs/prompting.md). Each gets a folder of
 its own below --out; answers.jsonl sums up and failed.jsonl names what could not be read (exit code 1). The same command
-again does what is missing; an answer that goes beyond the context goes on where it was.
+again does what is missing. Answers beyond the context, one or many, go on where a killed process was, but for --window
+reuse.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ from lvm.inference.prompt_files import (
     sequence,
     shortened,
 )
-from lvm.inference.prompt_job import ROUNDS, Outputs, PromptJob
+from lvm.inference.prompt_job import Answers, Outputs, PromptJob
 from lvm.inference.prompter import Prompter, check_pair
 from lvm.inference.reference_protocol import DEFAULTS, DTYPE, SETTINGS, OutputFiles, check_targets
 from lvm.inference.rounds import Rounds
@@ -48,7 +49,7 @@ from lvm.inference.sampling import Sampling
 from lvm.model import LVM, LVMConfig, config_from_hugging_face
 from lvm.model_folder import read_json as read_model_json
 from lvm.runtime import UserError
-from lvm.runtime.files import claimed
+from lvm.runtime.files import claimed, sweep
 from lvm.runtime.job_folder import refuse_other_question
 from lvm.runtime.model_files import model_fingerprint
 from lvm.runtime.progress import Progress
@@ -323,19 +324,21 @@ def checked(prompts: list[Asked], setting: Setting) -> list[Asked]:
 
 def answer_one(arguments: argparse.Namespace, setting: Setting, asked: Asked) -> int:
     out: Path = arguments.out
+    under_way = out.resolve().with_name(f".rounds-{out.resolve().name}")
     question = json.loads(json.dumps({**setting.question, "prompt": fingerprint([asked], Path.cwd())}))
     before = read_record(out / "answer.json")
     if before is not None and "question" in before and is_complete(out):
         refuse_other_question(out, before["question"], question)
+        shutil.rmtree(under_way, ignore_errors=True)
         return report_one(arguments, before)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out} exists and is not empty; name a new folder")
     for file in asked.files:
         open_picture(file, setting.options.protocol)  # before the weights, which take longer
     given = {**setting.given, "question": question}
-    under_way = out.resolve().with_name(f".rounds-{out.resolve().name}")
     rounds = partial(Rounds, under_way, question)
     with claimed(out):
+        sweep(out.resolve().parent, out.resolve().name)
         prompter, progress = setting.prompter(), progress_of(asked, setting)
         (result,) = answer_prompts(prompter, [asked], setting.options, given, progress, rounds)
         if isinstance(result, Failed):
@@ -382,8 +385,12 @@ def answer_many(
     job = PromptJob(arguments.out, prompts, make_outputs(arguments, prompts), question, shard, num_shards)
     if not job.is_done():
         prompter = setting.prompter()
-        rounds = partial(Rounds, arguments.out / ROUNDS, setting.question)
-        job.run(partial(answer_prompts, prompter, options=setting.options, given=setting.given, rounds=rounds))
+
+        def answer(block: Sequence[Asked], under_way: Path, wanted: Collection[str]) -> Answers:
+            rounds = partial(Rounds, under_way, setting.question)
+            return answer_prompts(prompter, block, setting.options, setting.given, rounds=rounds, wanted=wanted)
+
+        job.run(answer)
     return report_many(arguments, job, job.finish())
 
 
@@ -403,7 +410,7 @@ def report_many(arguments: argparse.Namespace, job: PromptJob, failed: list[dict
     if arguments.json:
         print(json.dumps({"answers": records, "failed": job.failed()}))
     if failed is None:
-        done = sum(job.outputs.is_done(asked) for block in job.mine for asked in block)
+        done = sum(map(job.outputs.is_done, job.asked()))
         say(arguments, f"shard {job.shard} of {job.num_shards} has {done} answers; other shards are not done yet")
         return 1 if job.failed() else 0
     if arguments.mse and records:

@@ -116,16 +116,18 @@ def write_folder(answered: Answered, folder: Path, grid: bool) -> None:
             folder.rmdir()
     except OSError:
         raise UserError(f"{folder} was filled while its answer was drawn; name a new folder") from None
-    sheet = Grid(answered.shown[record["pictures_left_out"] :], num_candidates, num_pictures, answered.size)
+    seen = answered.shown[record["pictures_left_out"] :]
+    sheet = Grid(seen, num_candidates, num_pictures, answered.size) if grid else None
     with atomic_folder(folder) as aside:
         for number, candidates in enumerate(by_number(pictures)):
-            sheet.place(number, candidates)
+            if sheet is not None:
+                sheet.place(number, candidates)
             for row, picture in zip(names, candidates):
                 Image.fromarray(resized(picture, answered.size)).save(aside / row[number])
         if record["chosen"] is not None:
             for name, copy in zip(names[record["chosen"]], chosen_names(num_pictures)):
                 shutil.copyfile(aside / name, aside / copy)
-        if grid:
+        if sheet is not None:
             Image.fromarray(sheet.pixels).save(aside / "grid.png")
         write_json(aside / "answer.json", record)
 

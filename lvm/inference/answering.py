@@ -8,13 +8,12 @@ prompts and no others.
 """
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from einops import rearrange
 
 from lvm.inference.answer_files import Answered, answer_names
 from lvm.inference.choosing import RULES, Scores, score_candidates, seen_prompt
@@ -29,7 +28,7 @@ from lvm.pictures.decode import PictureError, load, to_rgb
 from lvm.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float32, Int64, UInt8
+    from jaxtyping import Int64, UInt8
     from PIL import Image
 
 MOST_CANDIDATES = 4096
@@ -99,10 +98,12 @@ def answer_prompts(
     given: "dict[str, Any] | None" = None,
     progress: Callable[[int], None] | None = None,
     rounds: Callable[[Sequence[Prompt]], Rounds] | None = None,
+    wanted: "Collection[str] | None" = None,
 ) -> Generator[Answered | Failed, None, None]:
     """Answers as they are done; `given` stands in every record, before all else; `progress` is told of pictures.
 
-    What `rounds` makes of the prompts keeps long answers while they grow.
+    What `rounds` makes of the prompts keeps long answers while they grow. All prompts are answered together, and those
+    whose ids are `wanted` (None: all) are decoded and judged.
     """
     pictures = read_pictures(prompter, prompts, options)
     whole: list[Asked] = []
@@ -121,7 +122,8 @@ def answer_prompts(
     how = (options.num_candidates, options.sampling, options.seed, WINDOWS[options.window])
     with contextlib.closing(rounds(asked_codes)) if rounds else contextlib.nullcontext() as kept:
         for number, answer in prompter.continuations(asked_codes, *how, progress, kept):
-            yield answered(prompter, whole[number], asked_codes[number], answer, pictures, options, given or {})
+            if wanted is None or whole[number].id in wanted:
+                yield answered(prompter, whole[number], asked_codes[number], answer, pictures, options, given or {})
 
 
 # Pictures in.
@@ -193,8 +195,7 @@ def answered(
     if isinstance(last, Shown):
         record["original_size"] = list(last.size)
     if options.mse:
-        fractions = decoded_as_reference(prompter, rearrange(found.tokens, "c n t -> (c n) t"))
-        record["mse"] = reference_mse(fractions, pixels_of(asked.targets, read), options.num_candidates)
+        record["mse"] = reference_mse(prompter, found.tokens, pixels_of(asked.targets, read))
     size = last.size if options.original_size and isinstance(last, Shown) else None
     return Answered(asked, shown, pictures, record, size)
 
@@ -219,9 +220,12 @@ def record_of(asked: Asked, found: Continuation, scores: Scores, options: Option
 
 
 def reference_mse(
-    answers: "Float32[np.ndarray, 'candidates_n y x 3']", targets: "UInt8[np.ndarray, 'n y x 3']", num_candidates: int
+    prompter: Prompter, tokens: "Int64[np.ndarray, 'candidates n t']", targets: "UInt8[np.ndarray, 'n y x 3']"
 ) -> float:
     """Of pixels in [0, 1], the mean over all candidates, times the channels: as the reference reports it."""
-    found = rearrange(answers, "(c n) ... -> c n ...", c=num_candidates)
-    true = (targets / 255.0).astype(np.float32)
-    return float(np.mean((found - true) ** 2) * found.shape[-1])
+    errors = []
+    for number, target in enumerate(targets):
+        found = decoded_as_reference(prompter, tokens[:, number])
+        true = (target / 255.0).astype(np.float32)
+        errors.append(np.mean((found - true) ** 2) * found.shape[-1])
+    return float(np.mean(errors))

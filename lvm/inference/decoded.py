@@ -1,4 +1,4 @@
-"""The pictures of an answer, decoded when they are looked at: of answers of any length a few exist at one time."""
+"""The pictures of an answer, decoded when they are looked at: of a long answer only a few exist at one time."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING

@@ -4,7 +4,8 @@
         answers.jsonl       a line for each prompt in the order asked: id, tokens, scores, chosen, seed, files
         failed.jsonl        id, file, reason of those that could not be answered; absent if there are none
         generate.json       what was asked: another model, other options or prompts are refused for this folder
-        .shard-I-of-N.json  the lease of a process; .failed/ID.json what failed so far; .rounds/ long answers under way
+        .shard-I-of-N.json  the lease of a process; .failed/ID.json what failed so far
+        .rounds/BLOCK/      long answers under way (rounds.py)
 
 The unit of work is a block of prompts, those that share their pictures together. A block is always computed as a whole,
 also where some of its answers are there already, so that no answer depends on when a job was killed. Shard I of N takes
@@ -14,7 +15,7 @@ every N-th block. Whichever process finds all prompts done writes answers.jsonl.
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +35,9 @@ QUESTION = "generate.json"
 
 ROUNDS = ".rounds"
 
-Answering = Callable[[Sequence[Asked]], Generator[Answered | Failed, None, None]]
+Answers = Generator[Answered | Failed, None, None]
+# Answers a block; its long answers are kept in the folder, and only those of the ids are given back.
+Answering = Callable[[Sequence[Asked], Path, Collection[str]], Answers]
 
 
 class Outputs(Protocol):
@@ -85,38 +88,43 @@ class PromptJob:
         self.shard, self.num_shards = shard, num_shards
         self.question = json.loads(json.dumps({"version": VERSION, **question}))
         check_folder(out, QUESTION, self.question)
-        self.mine = [block for number, block in enumerate(blocks(prompts)) if number % num_shards == shard]
+        self.mine = {number: block for number, block in enumerate(blocks(prompts)) if number % num_shards == shard}
 
     def is_done(self) -> bool:
         """Whether nothing of this shard is left to do; what failed is tried again."""
-        return all(self.outputs.is_done(asked) for block in self.mine for asked in block)
+        return all(map(self.outputs.is_done, self.asked()))
+
+    def asked(self) -> list[Asked]:
+        """The prompts of this shard."""
+        return [asked for block in self.mine.values() for asked in block]
 
     def run(self, answer: Answering) -> None:
         """Answer what is missing."""
         freeze_question(self.out, QUESTION, self.question)
         refuse_other_numbers(self.out, self.num_shards)
         with RunLease(self.out, f".shard-{self.shard}-of-{self.num_shards}.json", over_hosts=True) as lease:
-            total = sum(map(len, self.mine))
-            missing = [asked for block in self.mine for asked in block if not self.outputs.is_done(asked)]
+            total = len(self.asked())
+            missing = [asked for asked in self.asked() if not self.outputs.is_done(asked)]
             sweep_killed(self.out, missing)
             with Progress(total, "prompts", done=total - len(missing)) as progress:
-                for block in self.mine:
-                    self._do_block(block, answer, lease, progress)
+                for number in self.mine:
+                    self._do_block(number, answer, lease, progress)
 
-    def _do_block(self, block: list[Asked], answer: Answering, lease: RunLease, progress: Progress) -> None:
+    def _do_block(self, number: int, answer: Answering, lease: RunLease, progress: Progress) -> None:
+        block, under_way = self.mine[number], self.out / ROUNDS / str(number)
         missing = {asked.id for asked in block if not self.outputs.is_done(asked)}
-        if not missing:
-            return
-        with contextlib.closing(answer(block)) as results:
-            for result in results:
-                if result.asked.id not in missing:
-                    continue
-                lease.check()
-                self._keep(result)
-                missing.remove(result.asked.id)
-                progress.update()
-                if not missing:  # what failed comes first: where nothing else is missing nothing is generated
-                    return
+        if missing:
+            with contextlib.closing(answer(block, under_way, frozenset(missing))) as results:
+                for result in results:
+                    if result.asked.id not in missing:
+                        continue
+                    lease.check()
+                    self._keep(result)
+                    missing.remove(result.asked.id)
+                    progress.update()
+                    if not missing:  # what failed comes first: where nothing else is missing nothing is generated
+                        break
+        shutil.rmtree(under_way, ignore_errors=True)
 
     def _keep(self, result: Answered | Failed) -> None:
         mark = self._mark(result.asked)

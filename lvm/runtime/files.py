@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -84,12 +85,13 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
 def claimed(folder: str | os.PathLike[str]) -> Iterator[None]:
     """One process at a time makes `folder`, which is not there yet. Raises `UserError` where another one is at it.
 
-    The lock lies in the nearest folder above that is there, and goes when this process is done; the kernel drops that
-    of a killed one.
+    The lock lies in the folder above, which is made if missing, and goes when this process is done, with what it made
+    and left empty; the kernel drops that of a killed one.
     """
     place = Path(folder).resolve()
-    above = next(parent for parent in place.parents if parent.exists())
-    lock = above / f".making-{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}.lock"
+    made = [parent for parent in place.parents if not parent.exists()]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = place.parent / f".making-{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}.lock"
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
@@ -107,6 +109,9 @@ def claimed(folder: str | os.PathLike[str]) -> Iterator[None]:
             lock.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+        with contextlib.suppress(OSError):  # not empty
+            for parent in made:
+                parent.rmdir()
 
 
 def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
@@ -115,10 +120,10 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
 
 
 def sweep(folder: Path, *names: str) -> None:
-    """Remove what killed writers of these files left beside them; whoever calls is their only writer by now."""
+    """Remove what killed writers of these files and folders left; whoever calls is their only writer by now."""
     for name in names:
-        for left in folder.glob(f".tmp-????????-{name}"):
-            left.unlink(missing_ok=True)
+        for left in folder.glob(f".tmp-????????-{glob.escape(name)}"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike[str], value: Any, sort_keys: bool = True) -> None:

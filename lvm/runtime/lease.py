@@ -92,8 +92,10 @@ class RunLease:
     def __enter__(self) -> "RunLease":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.release()
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        # Of a full disk what failed first is worth saying; the lease of an ended process is free in any case.
+        with contextlib.suppress(*() if error is None else (OSError,)):
+            self.release()
 
     def _read(self) -> dict[str, Any]:
         try:

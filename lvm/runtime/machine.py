@@ -53,6 +53,13 @@ def bf16_is_fast(device: str | torch.device) -> bool:
     return False
 
 
+@functools.cache
+def mkl_is_slow() -> bool:
+    """Whether oneDNN multiplies float32 matrices faster than MKL, which takes its plainer paths on others' CPUs."""
+    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    return both and _cpuinfo("vendor_id") not in ("", "GenuineIntel")
+
+
 def _cpuinfo(key: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -41,7 +41,7 @@ class ParallelConfig:
     shard: Literal["auto"] | int = "auto"  # ranks that share one copy of weights and moments; auto: all / replicate
     replicate: int = 1  # such copies (HSDP); the number of nodes where the network between them is slow
     # What the backward pass computes again: nothing, all but matrix products and attention, of these the MLP's as well
-    # (15% more FLOPs for half of what is kept), or whole blocks.
+    # (of a 3b 15% more of the blocks' FLOPs, for half of what selective keeps), or whole blocks.
     activation_checkpointing: Recomputation = "none"
     recomputed_share: float = 1.0  # of the blocks, spread evenly, that compute again; the others keep what they need
     reshard_after_forward: bool = True  # false: blocks stay whole until the backward pass; faster, 2 N bytes a rank

@@ -238,6 +238,34 @@ def test_products_cast_once_answer_as_those_that_autocast_casts():
     assert model.layers[0].mlp.up.weight.dtype == torch.float32
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_products_of_onednn_answer_as_the_whole_forward_pass(monkeypatch):
+    """Where MKL is slow large weights are multiplied by oneDNN, on the weights that are there."""
+    wide = replace(
+        TINY, hidden_size=512, intermediate_size=640, num_heads=8, num_kv_heads=8, head_size=64, attention_bias=True
+    )
+    model, prompt = random_model(wide, scale=2.0), torch.from_numpy(codes(40))
+    for bias in (block.attention.q.bias for block in model.layers):
+        torch.nn.init.normal_(bias)
+    taken: list[tuple[int, ...]] = []
+    by_onednn = torch.ops.mkldnn._linear_pointwise
+
+    def counted(x, weight, *rest):
+        taken.append(tuple(weight.shape))
+        return by_onednn(x, weight, *rest)
+
+    monkeypatch.setattr(cache, "mkl_is_slow", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted)
+    found = generate(model, prompt[None], 8, num_candidates=4, seed=1)
+    assert set(taken) == {(512, 512), (640, 512), (512, 640)}  # never the head of 54 codes
+    monkeypatch.setattr(cache, "mkl_is_slow", lambda: False)
+    plain = generate(model, prompt[None], 8, num_candidates=4, seed=1)
+    assert torch.equal(found.tokens, plain.tokens)
+    torch.testing.assert_close(found.log_probs, plain.log_probs, rtol=1e-4, atol=1e-4)
+    block = cache.with_fast_products(model.layers[0])
+    assert block.mlp.up.weight is model.layers[0].mlp.up.weight
+
+
 class BytesRead(TorchDispatchMode):
     """Bytes of a cache's tensors that operations take as inputs; what they write in place is apart."""
 

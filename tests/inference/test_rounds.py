@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_disk import small_disk
 from tiny_prompter import SIZE, TOKENS, command, small_model, small_vqgan, write_lines
 
 from lvm.inference import Prompter, prompter
@@ -21,6 +22,7 @@ from lvm.inference.decoded import AT_ONCE, Decoded
 from lvm.inference.rollout import Prompt
 from lvm.inference.rounds import Rounds
 from lvm.inference.sampling import Sampling
+from lvm.runtime import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = {"seed": 3}
@@ -109,17 +111,24 @@ def test_a_damaged_line_is_drawn_again(prompter_, prompts, tmp_path):
     file = Rounds(tmp_path, QUESTION, prompts).file
     before = file.read_bytes()
     lines = before.splitlines(keepends=True)
-    lines[2] = lines[2].replace(b"1", b"2", 1) if b"1" in lines[2][:8] else lines[2].replace(b",1", b",2", 1)
-    file.write_bytes(b"".join(lines))
-    found = ask(prompter_, prompts, Rounds(tmp_path, QUESTION, prompts))
-    assert all(np.array_equal(found[n].tokens, whole[n].tokens) for n in whole)
-    assert file.read_bytes() == before
+    without_third = b"".join(lines[:2] + lines[3:])
+    lines[2] = lines[2][:-9] + b"A" + lines[2][-8:] if lines[2][-9:-8] != b"A" else lines[2][:-9] + b"B" + lines[2][-8:]
+    for damaged in (b"".join(lines), without_third, b"\0" * len(before)):
+        file.write_bytes(damaged)
+        found = ask(prompter_, prompts, Rounds(tmp_path, QUESTION, prompts))
+        assert all(np.array_equal(found[n].tokens, whole[n].tokens) for n in whole)
+        assert file.read_bytes() == before
 
 
 def test_an_answer_within_the_context_keeps_no_rounds(prompter_, tmp_path):
     prompts = [Prompt(np.zeros((2, TOKENS), np.int64), num_pictures=4)]
     ask(prompter_, prompts, Rounds(tmp_path / "rounds", QUESTION, prompts))
     assert not (tmp_path / "rounds").exists()
+
+
+def argv(folder: Path, *words) -> list[str]:
+    given = [folder / "model", "--tokenizer", folder / "tokenizer", *words]
+    return [sys.executable, "-m", "lvm", "generate", *map(str, given)]
 
 
 def sample(out: Path) -> dict[str, bytes]:
@@ -144,21 +153,67 @@ def test_the_command_goes_on_with_an_answer_that_was_killed(folder, one_thread, 
     assert not list(tmp_path.glob(".rounds*"))
 
 
-def test_a_list_of_long_answers_that_is_killed_ends_in_the_same_bytes(folder, one_thread, tmp_path):
+def test_what_a_killed_writer_left_beside_is_removed(folder, one_thread, tmp_path):
+    words = ["--sequence", "a0.png", "a1.png", "--num-pictures", "6", "--candidates", "1", "--out"]
+    out, under_way, aside = (tmp_path / name for name in ("o[1]", ".rounds-o[1]", ".tmp-0123abcd-o[1]"))
+    aside.mkdir()
+    (aside / "answer-0-0.png").touch()  # killed while it wrote
+    assert command(folder, *words, str(out)) == 0 and not aside.exists()
+    under_way.mkdir()
+    (under_way / "0123.jsonl").touch()  # killed when all was written
+    assert command(folder, *words, str(out)) == 0 and [file.name for file in tmp_path.iterdir()] == [out.name]
+
+
+def test_a_long_answer_is_drawn_by_one_process_at_a_time(folder, one_thread, tmp_path, monkeypatch):
+    words = ["--sequence", "a0.png", "--num-pictures", "9", "--candidates", "1", "--out", str(tmp_path / "new" / "out")]
+    engine, refused = prompter.answer_requests, []
+
+    def second_one(*arguments):
+        yield from engine(*arguments)
+        if (tmp_path / "new" / ".rounds-out").exists() and not refused:
+            with pytest.raises(UserError, match="out is being made by pid") as caught:
+                refused.append(None)
+                command(folder, *words)
+            refused.append(caught.value)
+
+    monkeypatch.setattr(prompter, "answer_requests", second_one)
+    assert command(folder, *words) == 0 and len(refused) == 2
+
+
+def test_a_full_disk_names_the_file_and_keeps_the_rounds_before(folder, one_thread, tmp_path):
+    rows = [{"id": f"s{n}", "sequence": [f"a{n}.png"], "num_pictures": 90} for n in range(5)]
+    words = ["--prompts", str(write_lines(folder / "full.jsonl", rows)), "--candidates", "2", "--no-grid", "--out"]
+    assert command(folder, *words, str(tmp_path / "whole")) == 0
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        done = subprocess.run(argv(folder, *words, disk / "out"), cwd=ROOT, capture_output=True, text=True)
+        (error,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+        assert done.returncode == 2 and "No space left" in error and "/.rounds/0/" in error, done.stderr
+        (rounds,) = (disk / "out").glob(".rounds/0/*.jsonl")
+        assert rounds.read_bytes().count(b"\n") > 5
+        subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
+        assert command(folder, *words, str(disk / "out")) == 0
+        assert (disk / "out" / "answers.jsonl").read_bytes() == (tmp_path / "whole" / "answers.jsonl").read_bytes()
+
+
+def test_a_list_of_long_answers_that_is_killed_ends_in_the_same_bytes(folder, one_thread, tmp_path, monkeypatch):
     rows = [{"id": f"s{n}", "sequence": [f"a{n}.png", f"a{n + 1}.png"], "num_pictures": 30} for n in range(5)]
     file, out = write_lines(folder / "long.jsonl", rows), tmp_path / "out"
     words = ["--prompts", str(file), "--candidates", "2", "--no-grid", "--out"]
-    assert command(folder, *words, str(tmp_path / "whole")) == 0
-    arguments = [str(folder / "model"), "--tokenizer", str(folder / "tokenizer"), *words, str(out)]
-    process = subprocess.Popen([sys.executable, "-m", "lvm", "generate", *arguments], cwd=ROOT)
-    lines = lambda: sum(file.read_bytes().count(b"\n") for file in out.glob(".rounds/*"))
+    with monkeypatch.context() as patch:
+        every = count_rounds(patch)
+        assert command(folder, *words, str(tmp_path / "whole")) == 0
+    process = subprocess.Popen(argv(folder, *words, out), cwd=ROOT)
+    lines = lambda: sum(file.read_bytes().count(b"\n") for file in out.glob(".rounds/*/*.jsonl"))
     deadline = time.monotonic() + 120
     while process.poll() is None and lines() < 6:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert command(folder, *words, str(out)) == 0
+    with monkeypatch.context() as patch:
+        rest = count_rounds(patch)
+        assert command(folder, *words, str(out)) == 0
+    assert len(rest) <= len(every) - 6
     for name in ("answers.jsonl", *(f"s{n}/answer-1-29.png" for n in range(5))):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not (out / ".rounds").exists()
@@ -192,7 +247,9 @@ def test_scores_of_pictures_in_passing_are_those_of_pictures_at_hand(prompter_):
     passing = Decoded(prompter_.decode, found.tokens, kept=0)
     whole = np.stack(list(passing), axis=1)
     expected, scores = (score_candidates(prompter_, prompt, found, seen) for seen in (whole, passing))
-    assert scores.record() == expected.record() and "agreement" in scores.by_rule
+    assert scores.record() == expected.record()
+    pairs = np.abs(whole[:, None].astype(float) - whole[None]).mean((2, 3, 4, 5))
+    np.testing.assert_allclose(scores.by_rule["agreement"], -pairs.sum(1) / 2, rtol=1e-5)
 
 
 def test_the_grid_of_a_long_answer_shows_some_of_its_pictures():
