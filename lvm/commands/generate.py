@@ -323,29 +323,38 @@ def checked(prompts: list[Asked], setting: Setting) -> list[Asked]:
 
 
 def answer_one(arguments: argparse.Namespace, setting: Setting, asked: Asked) -> int:
-    out: Path = arguments.out
-    under_way = out.resolve().with_name(f".rounds-{out.resolve().name}")
+    out: Path = arguments.out.resolve()
+    under_way = out.with_name(f".rounds-{out.name}")
     question = json.loads(json.dumps({**setting.question, "prompt": fingerprint([asked], Path.cwd())}))
-    before = read_record(out / "answer.json")
-    if before is not None and "question" in before and is_complete(out):
-        refuse_other_question(out, before["question"], question)
-        shutil.rmtree(under_way, ignore_errors=True)
-        return report_one(arguments, before)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out} exists and is not empty; name a new folder")
-    for file in asked.files:
-        open_picture(file, setting.options.protocol)  # before the weights, which take longer
-    given = {**setting.given, "question": question}
-    rounds = partial(Rounds, under_way, question)
-    with claimed(out):
-        sweep(out.resolve().parent, out.resolve().name)
-        prompter, progress = setting.prompter(), progress_of(asked, setting)
-        (result,) = answer_prompts(prompter, [asked], setting.options, given, progress, rounds)
-        if isinstance(result, Failed):
-            raise UserError(f"{result.file}: {result.reason}")
-        write_folder(result, out.resolve(), arguments.grid)
-        shutil.rmtree(under_way, ignore_errors=True)
-    return report_one(arguments, result.record)
+    record = answered_before(arguments.out, question)
+    if record is None:
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise UserError(f"--out {arguments.out} exists and is not empty; name a new folder")
+        for file in asked.files:
+            open_picture(file, setting.options.protocol)  # before the weights, which take longer
+        with claimed(arguments.out) as alone:
+            if alone:
+                sweep(out.parent, out.name)
+            record = answered_before(arguments.out, question)  # meanwhile, by another process
+            if record is None:
+                given, progress = {**setting.given, "question": question}, progress_of(asked, setting)
+                rounds = partial(Rounds, under_way, question)
+                (result,) = answer_prompts(setting.prompter(), [asked], setting.options, given, progress, rounds)
+                if isinstance(result, Failed):
+                    raise UserError(f"{result.file}: {result.reason}")
+                write_folder(result, out, arguments.grid)
+                record = result.record
+    shutil.rmtree(under_way, ignore_errors=True)
+    return report_one(arguments, record)
+
+
+def answered_before(out: Path, question: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of an answer that is there whole. Raises `UserError` where it is one to another question."""
+    record = read_record(out / "answer.json")
+    if record is None or "question" not in record or not is_complete(out):
+        return None
+    refuse_other_question(out, record["question"], question)
+    return record
 
 
 def progress_of(asked: Asked, setting: Setting) -> Callable[[int], None] | None:

@@ -136,7 +136,7 @@ class Cache:
         self.blocks = cast("list[Block]", list(model.layers))
         if weight.is_cuda and cache_dtype(model) != weight.dtype:
             self.blocks = [with_cast_products(block, cache_dtype(model)) for block in self.blocks]
-        elif cache_dtype(model) == torch.float32 and mkl_is_slow():
+        elif weight.device.type == "cpu" and not compile and cache_dtype(model) == torch.float32 and mkl_is_slow():
             self.blocks = [with_fast_products(block) for block in self.blocks]
         self.groups, self.head_size = config.num_kv_heads, config.head_size
         self.fixed = weight.is_cuda

@@ -150,7 +150,8 @@ class PromptJob:
         if not all(map(self.outputs.is_done, answered)):
             return None
         atomic_write(self.out / "answers.jsonl", "".join(summary(self.outputs.record(asked)) for asked in answered))
-        shutil.rmtree(self.out / ROUNDS, ignore_errors=True)
+        if not failed:  # else another shard may be trying again
+            shutil.rmtree(self.out / ROUNDS, ignore_errors=True)
         return failed
 
     def _write_failed(self) -> list[dict[str, Any]]:

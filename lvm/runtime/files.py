@@ -82,36 +82,49 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def claimed(folder: str | os.PathLike[str]) -> Iterator[None]:
+def claimed(folder: str | os.PathLike[str]) -> Iterator[bool]:
     """One process at a time makes `folder`, which is not there yet. Raises `UserError` where another one is at it.
 
     The lock lies in the folder above, which is made if missing, and goes when this process is done, with what it made
-    and left empty; the kernel drops that of a killed one.
+    and left empty; the kernel drops that of a killed one. False where the file system has no locks.
     """
     place = Path(folder).resolve()
     made = [parent for parent in place.parents if not parent.exists()]
-    place.parent.mkdir(parents=True, exist_ok=True)
     lock = place.parent / f".making-{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}.lock"
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor, taken = _lock(lock, folder)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(descriptor, 20).decode() or "another process"
-            raise UserError(f"{folder} is being made by {owner}; wait for it, or name another folder") from None
-        except OSError:  # a file system without locks
-            pass
         os.truncate(descriptor, 0)
         os.write(descriptor, f"pid {os.getpid()}".encode())
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+        yield taken
     finally:
+        lock.unlink(missing_ok=True)
         os.close(descriptor)
         with contextlib.suppress(OSError):  # not empty
             for parent in made:
                 parent.rmdir()
+
+
+def _lock(lock: Path, folder: str | os.PathLike[str]) -> tuple[int, bool]:
+    """The open file, and whether it is locked; again where its last holder removed it, or its folder, meanwhile."""
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_ino == os.stat(lock).st_ino:
+                return descriptor, True
+        except BlockingIOError:
+            owner = os.read(descriptor, 20).decode() or "another process"
+            os.close(descriptor)
+            raise UserError(f"{folder} is being made by {owner}; wait for it, or name another folder") from None
+        except FileNotFoundError:
+            pass
+        except OSError:  # a file system without locks
+            return descriptor, False
+        os.close(descriptor)
 
 
 def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:

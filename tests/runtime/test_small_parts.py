@@ -1,5 +1,7 @@
 """Files, hashing, seeding, progress and the machine."""
 
+import errno
+import fcntl
 import io
 import json
 
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvm.runtime import UserError, atomic_folder, atomic_path, atomic_write, read_json, sha256_file, write_json
+from lvm.runtime.files import claimed
 from lvm.runtime.hashing import group_hash, hash64, held_out, mix64, seed_from, uniform
 from lvm.runtime.machine import bf16_is_fast, compile_problem, git_commit, machine_description, set_threads
 from lvm.runtime.progress import Progress, duration
@@ -140,3 +143,37 @@ def test_threads_are_shared_among_the_ranks_of_a_machine(monkeypatch):
         assert set_threads(None) == torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_claim_leaves_no_folder_behind_and_holds_among_those_that_come_and_go(tmp_path, monkeypatch):
+    out = tmp_path / "a" / "b" / "out"
+    with claimed(out) as alone:
+        assert alone
+        with pytest.raises(UserError, match="out is being made by pid"), claimed(out):
+            pass
+        with claimed(tmp_path / "a" / "other"):
+            pass
+    assert not any(tmp_path.iterdir())
+
+    lock, calls = fcntl.flock, []
+
+    def after_the_holder_left(descriptor, how):
+        if not calls:  # its holder removed the file between our opening and locking it
+            (file,) = (tmp_path / "a" / "b").iterdir()
+            file.unlink()
+            file.parent.rmdir()
+        calls.append(how)
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", after_the_holder_left)
+    with claimed(out) as alone:
+        assert alone and len(calls) == 2
+        assert len(list((tmp_path / "a" / "b").iterdir())) == 1
+    assert not any(tmp_path.iterdir())
+
+    def without_locks(descriptor, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    with claimed(out) as alone:
+        assert not alone
