@@ -56,6 +56,7 @@ from lvm.runtime.progress import Progress
 from lvm.runtime.tasks import local_rank, read_shard, shard_of_environment, task_of_array
 from tokenizer import VQGAN
 
+NAMED_FILES = 8  # of a candidate, printed one by one; of more the first and the last
 LONGEST_NAME = 230  # bytes; what is written aside has a longer one
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -375,7 +376,8 @@ def report_one(arguments: argparse.Namespace, record: dict[str, Any]) -> int:
         chosen = number == record["chosen"]
         mark = f"  chosen by {rule}, {choices['by_rule'][rule][number]:.3f}" if chosen else ""
         mark += "  of one colour" if choices["one_colour"][number] else ""
-        print(f"{score:8.3f}  {'  '.join(files)}{mark}")
+        named = files if len(files) <= NAMED_FILES else [files[0], "...", files[-1]]
+        print(f"{score:8.3f}  {'  '.join(named)}{mark}")
     if rule and record["chosen"] is None:
         print(f"none is chosen by {rule}: {choices['left_out'][rule]}")
     if arguments.grid:
