@@ -59,13 +59,19 @@ def with_cast_products(block: "Block", dtype: torch.dtype) -> "Block":
     return block
 
 
+def goes_by_onednn(weight: Tensor) -> bool:
+    """Whether `product` takes oneDNN for it."""
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+        return False
+    return weight.numel() >= ONEDNN_ELEMENTS and mkl_is_slow()
+
+
 def product(x: "Float[Tensor, '*b d']", weight: "Float[Tensor, 'n d']", bias: Tensor | None = None) -> Tensor:
     """F.linear without a gradient: of large float32 weights on a CPU by oneDNN, where MKL, which torch takes, is slow.
 
     On an EPYC of two cores a few rows before 640 x 640 and more take half the time; a small product takes longer.
     """
-    large = weight.numel() >= ONEDNN_ELEMENTS
-    if large and x.device.type == "cpu" and x.dtype == torch.float32 and mkl_is_slow():
+    if x.dtype == torch.float32 and goes_by_onednn(weight):
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return found
     return F.linear(x, weight, bias)
@@ -136,7 +142,7 @@ class Cache:
         self.blocks = cast("list[Block]", list(model.layers))
         if weight.is_cuda and cache_dtype(model) != weight.dtype:
             self.blocks = [with_cast_products(block, cache_dtype(model)) for block in self.blocks]
-        elif weight.device.type == "cpu" and not compile and cache_dtype(model) == torch.float32 and mkl_is_slow():
+        elif not compile and any(map(goes_by_onednn, model.layers[0].parameters())):
             self.blocks = [with_fast_products(block) for block in self.blocks]
         self.groups, self.head_size = config.num_kv_heads, config.head_size
         self.fixed = weight.is_cuda
