@@ -327,26 +327,32 @@ def answer_one(arguments: argparse.Namespace, setting: Setting, asked: Asked) ->
     out: Path = arguments.out.resolve()
     under_way = out.with_name(f".rounds-{out.name}")
     question = json.loads(json.dumps({**setting.question, "prompt": fingerprint([asked], Path.cwd())}))
-    record = answered_before(arguments.out, question)
-    if record is None:
-        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            raise UserError(f"--out {arguments.out} exists and is not empty; name a new folder")
-        for file in asked.files:
-            open_picture(file, setting.options.protocol)  # before the weights, which take longer
-        with claimed(arguments.out) as alone:
-            if alone:
-                sweep(out.parent, out.name)
-            record = answered_before(arguments.out, question)  # meanwhile, by another process
-            if record is None:
-                given, progress = {**setting.given, "question": question}, progress_of(asked, setting)
-                rounds = partial(Rounds, under_way, question)
-                (result,) = answer_prompts(setting.prompter(), [asked], setting.options, given, progress, rounds)
-                if isinstance(result, Failed):
-                    raise UserError(f"{result.file}: {result.reason}")
-                write_folder(result, out, arguments.grid)
-                record = result.record
+    record = answered_before(arguments.out, question) or draw_one(arguments, setting, asked, question, under_way)
     shutil.rmtree(under_way, ignore_errors=True)
     return report_one(arguments, record)
+
+
+def draw_one(
+    arguments: argparse.Namespace, setting: Setting, asked: Asked, question: dict[str, Any], under_way: Path
+) -> dict[str, Any]:
+    """The record of the answer, which is written; or of another process's, which was drawing it."""
+    out: Path = arguments.out.resolve()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {arguments.out} exists and is not empty; name a new folder")
+    for file in asked.files:
+        open_picture(file, setting.options.protocol)  # before the weights, which take longer
+    with claimed(arguments.out) as alone:
+        if alone:
+            sweep(out.parent, out.name)
+        if (record := answered_before(arguments.out, question)) is not None:
+            return record
+        given, progress = {**setting.given, "question": question}, progress_of(asked, setting)
+        rounds = partial(Rounds, under_way, question)
+        (result,) = answer_prompts(setting.prompter(), [asked], setting.options, given, progress, rounds)
+        if isinstance(result, Failed):
+            raise UserError(f"{result.file}: {result.reason}")
+        write_folder(result, out, arguments.grid)
+    return result.record
 
 
 def answered_before(out: Path, question: dict[str, Any]) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from lvm.inference.decoded import Decoded, by_number
+from lvm.inference.decoded import Decoded
 from lvm.inference.prompt_files import Asked
 from lvm.runtime.errors import UserError
 from lvm.runtime.files import atomic_folder, read_json, write_json
@@ -119,7 +119,7 @@ def write_folder(answered: Answered, folder: Path, grid: bool) -> None:
     seen = answered.shown[record["pictures_left_out"] :]
     sheet = Grid(seen, num_candidates, num_pictures, answered.size) if grid else None
     with atomic_folder(folder) as aside:
-        for number, candidates in enumerate(by_number(pictures)):
+        for number, candidates in enumerate(pictures):
             if sheet is not None:
                 sheet.place(number, candidates)
             for row, picture in zip(names, candidates):

@@ -102,8 +102,8 @@ def answer_prompts(
 ) -> Generator[Answered | Failed, None, None]:
     """Answers as they are done; `given` stands in every record, before all else; `progress` is told of pictures.
 
-    What `rounds` makes of the prompts keeps long answers while they grow. All prompts are answered together, and those
-    whose ids are `wanted` (None: all) are decoded and judged.
+    What `rounds` makes of the prompts keeps long answers while they grow. All prompts are answered together; of those
+    whose ids are `wanted` (None: all) the results are given.
     """
     pictures = read_pictures(prompter, prompts, options)
     whole: list[Asked] = []
@@ -113,7 +113,7 @@ def answer_prompts(
         )
         if broken is None:
             whole.append(asked)
-        else:
+        elif wanted is None or asked.id in wanted:
             yield Failed(asked, broken.file, broken.reason)
     codes = encode_files(prompter, whole, pictures)
     asked_codes = [asked.prompt(codes_of(asked, codes)) for asked in whole]

@@ -91,8 +91,7 @@ def before_attention(block: "Block", x: Tensor, cos: Tensor, sin: Tensor) -> tup
 
 
 def after_attention(block: "Block", x: Tensor, y: Tensor) -> Tensor:
-    x = x + block.attention.o(y)
-    return x + block.mlp(block.mlp_norm(x))
+    return block.transform(x + block.attention.o(y))
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from einops import rearrange
 
-from lvm.inference.decoded import Decoded, by_number
+from lvm.inference.decoded import Decoded
 from lvm.inference.prompter import Prompter
 from lvm.inference.rollout import Continuation, Prompt, move_window
 from lvm.inference.scoring import score_answers
@@ -79,9 +79,11 @@ def score_candidates(
     left_out = {rule: why for rule in rules if (why := no_meaning(rule, seen, num_candidates))}
     mean = found.log_probs.mean((1, 2))
     blank, far = np.zeros(num_candidates, bool), np.zeros(num_candidates)
-    for candidates in by_number(pictures):  # once: to decode them again may take long
+    compare = "agreement" in rules and "agreement" not in left_out
+    by_number = pictures if isinstance(pictures, Decoded) else pictures.swapaxes(0, 1)
+    for candidates in by_number:  # once: to decode them again may take long
         blank |= one_colour(candidates)
-        if "agreement" in rules and "agreement" not in left_out:
+        if compare:
             far += differences(candidates) / num_pictures
 
     def gain(over: Callable[[Prompt], Prompt]) -> "Float32[np.ndarray, 'c']":

@@ -9,7 +9,7 @@ from einops import rearrange
 if TYPE_CHECKING:
     from jaxtyping import Int64, UInt8
 
-AT_ONCE = 16  # through the tokenizer
+PICTURES_AT_ONCE = 16  # through the tokenizer
 KEPT = 2**27  # bytes up to which pictures stay once they are decoded
 
 
@@ -40,7 +40,7 @@ class Decoded:
             yield from self._kept
             return
         whole: list[np.ndarray] = []
-        together = max(1, AT_ONCE // self.num_candidates)
+        together = max(1, PICTURES_AT_ONCE // self.num_candidates)
         for start in range(0, len(self), together):
             codes = self._codes[:, start : start + together]
             pixels = self._decode(rearrange(codes, "c n t -> (n c) t"))
@@ -49,10 +49,3 @@ class Decoded:
                 whole.extend(pictures)
             yield from pictures
         self._kept = whole
-
-
-def by_number(
-    pictures: "UInt8[np.ndarray, 'candidates n y x 3'] | Decoded",
-) -> "Iterator[UInt8[np.ndarray, 'candidates y x 3']]":
-    """For each of the n pictures, those of all candidates."""
-    return iter(pictures) if isinstance(pictures, Decoded) else iter(pictures.swapaxes(0, 1))

@@ -23,7 +23,7 @@ from lvm.inference.answer_files import Answered
 from lvm.inference.answering import Failed
 from lvm.inference.prompt_files import Asked
 from lvm.pictures.decode import PictureError
-from lvm.runtime.files import atomic_write, read_json, write_json
+from lvm.runtime.files import atomic_write, read_json, sweep, write_json
 from lvm.runtime.job_folder import check_folder, freeze_question, refuse_other_numbers
 from lvm.runtime.lease import RunLease
 from lvm.runtime.progress import Progress
@@ -116,8 +116,6 @@ class PromptJob:
         if missing:
             with contextlib.closing(answer(block, under_way, frozenset(missing))) as results:
                 for result in results:
-                    if result.asked.id not in missing:
-                        continue
                     lease.check()
                     self._keep(result)
                     missing.remove(result.asked.id)
@@ -192,6 +190,4 @@ def sweep_killed(out: Path, prompts: Sequence[Asked]) -> None:
     names = {asked.id for asked in prompts} | {Path(asked.output).name for asked in prompts if asked.output}
     folders = {out} | {(out / asked.output).parent for asked in prompts if asked.output}
     for folder in folders:
-        for left in folder.glob(".tmp-????????-*"):
-            if left.name[len(".tmp-12345678-") :].removesuffix(".json") in names:
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        sweep(folder, *names, *(f"{name}.json" for name in names))

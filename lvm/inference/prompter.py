@@ -19,7 +19,7 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from lvm.inference.decoded import AT_ONCE
+from lvm.inference.decoded import PICTURES_AT_ONCE
 from lvm.inference.engine import answer_requests
 from lvm.inference.rollout import Continuation, Prompt, Rollout, Window, move_window
 from lvm.inference.rounds import Rounds
@@ -216,14 +216,14 @@ class Prompter:
 def encode(vq: VQGAN, pictures: "UInt8[np.ndarray, 'n y x 3']") -> "Int64[np.ndarray, 'n t']":
     device = vq.quant_conv.weight.device
     pixels = rearrange(torch.from_numpy(np.ascontiguousarray(pictures)), "n y x c -> n c y x")
-    codes = [vq.encode(piece.to(device).float() / 255) for piece in pixels.split(AT_ONCE)]
+    codes = [vq.encode(piece.to(device).float() / 255) for piece in pixels.split(PICTURES_AT_ONCE)]
     return torch.cat(codes).cpu().numpy()
 
 
 @torch.no_grad()
 def decode(vq: VQGAN, codes: "Int64[np.ndarray, 'n t']") -> "UInt8[np.ndarray, 'n y x 3']":
     device, grid = vq.quant_conv.weight.device, vq.config.code_grid
-    pieces = torch.from_numpy(np.ascontiguousarray(codes)).to(device).split(AT_ONCE)
+    pieces = torch.from_numpy(np.ascontiguousarray(codes)).to(device).split(PICTURES_AT_ONCE)
     pixels = torch.cat([(vq.decode(piece, grid) * 255).round().to(torch.uint8) for piece in pieces])
     return rearrange(pixels, "n c y x -> n y x c").cpu().numpy()
 

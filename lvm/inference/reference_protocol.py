@@ -25,7 +25,7 @@ from einops import rearrange, repeat
 from PIL import Image
 
 from lvm.inference.answer_files import Answered, read_record
-from lvm.inference.decoded import AT_ONCE
+from lvm.inference.decoded import PICTURES_AT_ONCE
 from lvm.inference.prompt_files import Asked
 from lvm.inference.prompter import Prompter
 from lvm.pictures.decode import PictureError
@@ -51,7 +51,7 @@ def decoded_as_reference(prompter: Prompter, codes: "Int64[np.ndarray, 'n t']") 
     """Pixels in [0, 1], which it cuts to uint8 and measures before."""
     vq = prompter.vq
     device = vq.quant_conv.weight.device
-    pieces = torch.from_numpy(np.ascontiguousarray(codes)).to(device).split(AT_ONCE)
+    pieces = torch.from_numpy(np.ascontiguousarray(codes)).to(device).split(PICTURES_AT_ONCE)
     pixels = torch.cat([vq.decode(piece, vq.config.code_grid) for piece in pieces])
     return rearrange(pixels.float(), "n c y x -> n y x c").cpu().numpy()
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import glob
 import hashlib
 import json
 import os
@@ -134,8 +133,8 @@ def atomic_write(path: str | os.PathLike[str], content: bytes | str) -> None:
 
 def sweep(folder: Path, *names: str) -> None:
     """Remove what killed writers of these files and folders left; whoever calls is their only writer by now."""
-    for name in names:
-        for left in folder.glob(f".tmp-????????-{glob.escape(name)}"):
+    for left in folder.glob(".tmp-????????-*"):
+        if left.name[len(".tmp-12345678-") :] in names:
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 

@@ -18,7 +18,7 @@ from tiny_prompter import SIZE, TOKENS, command, small_model, small_vqgan, write
 from lvm.inference import Prompter, prompter
 from lvm.inference.answer_files import MOST_COLUMNS, Grid
 from lvm.inference.choosing import score_candidates
-from lvm.inference.decoded import AT_ONCE, Decoded
+from lvm.inference.decoded import PICTURES_AT_ONCE, Decoded
 from lvm.inference.rollout import Prompt
 from lvm.inference.rounds import Rounds
 from lvm.inference.sampling import Sampling
@@ -233,7 +233,7 @@ def test_pictures_of_a_long_answer_are_decoded_a_few_at_a_time_and_not_kept(prom
     kept, passing = Decoded(decode, codes), Decoded(decode, codes, kept=3 * 50 * SIZE * SIZE * 3 - 1)
     first = list(kept)
     decoded = sum(at_once)
-    assert decoded == 150 and max(at_once) <= AT_ONCE
+    assert decoded == 150 and max(at_once) <= PICTURES_AT_ONCE
     assert all(np.array_equal(one, other) for one, other in zip(first, kept, strict=True))
     assert sum(at_once) == decoded
     for _ in range(2):
